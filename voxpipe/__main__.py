@@ -1,0 +1,3 @@
+from voxpipe.cli.main import main
+
+main()

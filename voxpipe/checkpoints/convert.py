@@ -1,0 +1,95 @@
+"""Write any checkpoint in the mlx-audio layout, at another precision if asked.
+
+What is quantized is what a step reads: the linear maps and the tied embedding. Convolutions, norms, biases and the delay
+modulation stay plain (the modulation decides over every layer and costs nothing).
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from voxpipe.checkpoints.layouts import MLX_AUDIO
+from voxpipe.checkpoints.load import build_network, read_checkpoint
+from voxpipe.errors import OutputError, UsageError
+
+BITS = (4, 6, 8)
+SHARD_BYTES = 4 << 30
+
+
+def convert(
+    source: Path, target: Path, *, bits: int | None = None, group_size: int = 64, dtype: mx.Dtype | None = None
+) -> Path:
+    """Convert the model in `source` into the new directory `target` and return it.
+
+    Args:
+        bits: 4, 6 or 8 to quantize; None keeps the weights plain, dequantizing those that are not.
+        dtype: of everything that is not quantized; by default as in `source`.
+
+    Raises:
+        ModelError: `source` is not a model.
+        OutputError: `target` exists and holds files, or cannot be written.
+    """
+    if bits is not None and bits not in BITS:
+        raise UsageError(f"{bits} bits are not possible; choose one of {', '.join(map(str, BITS))}")
+    checkpoint = read_checkpoint(source)
+    tekken = source / "tekken.json"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if any(target.iterdir()):
+            raise OutputError(f"{target} is not empty; name a new directory")
+        with mx.stream(mx.cpu):
+            network = build_network(checkpoint, dtype=dtype or checkpoint.dtype, dequantize=True)
+            if bits is not None:
+                nn.quantize(network, group_size=group_size, bits=bits, class_predicate=_is_quantized(group_size))
+            _write_weights(network, target)
+        raw = checkpoint.config.to_json()
+        raw.pop("quantization", None)
+        if bits is not None:
+            raw["quantization"] = {"group_size": group_size, "bits": bits, "mode": "affine"}
+        (target / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        if tekken.exists():
+            shutil.copyfile(tekken, target / "tekken.json")
+    except OSError as exc:
+        if isinstance(exc, OutputError):
+            raise
+        raise OutputError(f"cannot write {target}: {exc.strerror or exc}") from exc
+    return target
+
+
+def _is_quantized(group_size: int):  # type: ignore[no-untyped-def]
+    def predicate(path: str, module: nn.Module) -> bool:
+        if not hasattr(module, "to_quantized") or ".ada." in path:
+            return False
+        return bool(module.weight.shape[-1] % group_size == 0)
+
+    return predicate
+
+
+def _write_weights(network: nn.Module, target: Path) -> None:
+    tensors = {MLX_AUDIO.their_name(name): tensor for name, tensor in tree_flatten(network.parameters())}
+    shards = list(_shards(tensors))
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        mx.save_safetensors(str(target / name), shard, metadata={"format": "mlx"})
+        weight_map.update(dict.fromkeys(shard, name))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(tensors: dict[str, mx.array]) -> Iterator[dict[str, mx.array]]:
+    shard: dict[str, mx.array] = {}
+    n_bytes = 0
+    for name, tensor in tensors.items():
+        if shard and n_bytes + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, n_bytes = {}, 0
+        shard[name] = tensor
+        n_bytes += tensor.nbytes
+    yield shard

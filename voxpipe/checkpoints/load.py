@@ -1,0 +1,209 @@
+"""From a directory to a network: strict, in any of the four layouts, quantized or not.
+
+Every tensor of the checkpoint must have a place and every place a tensor; what does not fit stops the load and is
+listed. A module is quantized when its `.scales` exist, whatever the JSON says. Where a backend gains nothing from
+quantized weights (the CPU), they are dequantized once, here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from voxpipe.checkpoints.files import check_safetensors, config_file, read_json, weight_files
+from voxpipe.checkpoints.layouts import Layout, recognise
+from voxpipe.config import ModelConfig
+from voxpipe.errors import ModelError
+from voxpipe.model.tokenizer import Tokenizer
+from voxpipe.model.voxtral import VoxtralRealtime
+
+DTYPES = {"f32": mx.float32, "fp16": mx.float16, "bf16": mx.bfloat16}
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)  # MLX has kernels for these,
+GROUP_SIZES = (32, 64, 128)  # and these
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The contents of a model directory under our names."""
+
+    directory: Path
+    layout: Layout
+    config: ModelConfig
+    tensors: dict[str, mx.array]
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of its activations: that of the embedding, or of the scales where it is quantized."""
+        kind = "scales" if "decoder.embed_tokens.scales" in self.tensors else "weight"
+        return self.tensors[f"decoder.embed_tokens.{kind}"].dtype
+
+
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """Read and rename the tensors of a model directory (lazily: bytes are read when they are used).
+
+    Raises:
+        ModelError: a file is missing or damaged, or a tensor has no place in this model.
+    """
+    config = ModelConfig.from_json(read_json(config_file(directory)))
+    raw: dict[str, mx.array] = {}
+    for path in weight_files(directory):
+        check_safetensors(path)
+        try:
+            loaded = mx.load(str(path))
+        except (RuntimeError, ValueError) as exc:
+            raise ModelError(f"cannot load {path}: {exc}") from exc
+        assert isinstance(loaded, dict)
+        raw.update(loaded)
+    layout = recognise(raw)
+    tensors: dict[str, mx.array] = {}
+    unknown = []
+    for name, tensor in raw.items():
+        if name in layout.tied:
+            continue
+        our_name = layout.our_name(name)
+        if our_name is None:
+            unknown.append(name)
+        else:
+            tensors[our_name] = _laid_out(layout, our_name, tensor, config, directory)
+    if unknown:
+        raise ModelError(f"{directory} has {_list(unknown)} unknown to Voxtral Realtime in the {layout.name} layout")
+    return Checkpoint(directory, layout, config, tensors)
+
+
+def _laid_out(layout: Layout, our_name: str, tensor: mx.array, config: ModelConfig, directory: Path) -> mx.array:
+    try:
+        return layout.to_ours(our_name, tensor, config)
+    except ValueError as exc:  # the shape does not divide
+        raise ModelError(f"{directory}: {layout.their_name(our_name)} has the wrong shape {tensor.shape}") from exc
+
+
+def build_network(
+    checkpoint: Checkpoint, *, dtype: mx.Dtype | None = None, dequantize: bool | None = None
+) -> VoxtralRealtime:
+    """Make the network and fill it.
+
+    Args:
+        dtype: of weights and activations; by default the checkpoint's own on a GPU, float32 on the CPU, whose
+            16-bit arithmetic is emulated.
+        dequantize: make quantized weights plain; by default on the CPU only.
+
+    Raises:
+        ModelError: tensors are missing or have the wrong shape.
+    """
+    on_cpu = mx.default_device() == mx.cpu
+    dtype = dtype or (mx.float32 if on_cpu else checkpoint.dtype)
+    dequantize = on_cpu if dequantize is None else dequantize
+    network = VoxtralRealtime(checkpoint.config)
+    tensors = dict(checkpoint.tensors)
+    _check_places(checkpoint, network)
+    for path, module in network.named_modules():
+        if f"{path}.scales" not in tensors:
+            continue
+        theirs = checkpoint.layout.their_name(f"{path}.weight").removesuffix(".weight")
+        weight, scales, biases = (tensors.pop(f"{path}.{kind}", None) for kind in ("weight", "scales", "biases"))
+        if weight is None or scales is None or biases is None:
+            raise ModelError(
+                f"{checkpoint.directory}: {theirs} is quantized in another mode than 'affine'; convert it again"
+            )
+        quantization = _quantization(module, weight, scales, biases)
+        if quantization is None:
+            raise ModelError(
+                f"{checkpoint.directory}: the quantized tensors of {theirs} do not fit together; convert the model again"
+            )
+        bits, group_size = quantization
+        scales, biases = scales.astype(dtype), biases.astype(dtype)  # first: the product must not be rounded to 16 bits
+        if dequantize or ".ada." in path:
+            tensors[f"{path}.weight"] = mx.dequantize(weight, scales, biases, group_size=group_size, bits=bits)
+        else:
+            _replace(network, path, _quantized(module, weight, scales, biases, bits, group_size))
+    expected = dict(tree_flatten(network.parameters()))
+    for name in sorted(tensors):
+        tensor, theirs = tensors[name], checkpoint.layout.their_name(name)
+        if tensor.shape != expected[name].shape:
+            raise ModelError(f"{checkpoint.directory}: {theirs} has shape {tensor.shape}, not {expected[name].shape}")
+        if tensor.dtype not in FLOATS:
+            kind = str(tensor.dtype).rpartition(".")[2]
+            raise ModelError(
+                f"{checkpoint.directory}: {theirs} is {kind}; only float32, float16 and bfloat16 can be loaded"
+            )
+        tensors[name] = tensor.astype(dtype)
+    network.load_weights(list(tensors.items()), strict=False)  # quantized modules hold theirs already
+    network.freeze()
+    mx.eval(network.parameters())
+    return network
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Read the checkpoint's tekken.json."""
+    return Tokenizer.from_json(
+        read_json(checkpoint.directory / "tekken.json"), vocab_size=checkpoint.config.decoder.vocab_size
+    )
+
+
+def _check_places(checkpoint: Checkpoint, network: VoxtralRealtime) -> None:
+    expected = {name for name, _ in tree_flatten(network.parameters())}
+    known = expected | {name for name in checkpoint.tensors if name.endswith(".scales")}
+    missing = [checkpoint.layout.their_name(name) for name in sorted(expected - set(checkpoint.tensors))]
+    extra = [
+        checkpoint.layout.their_name(name)
+        for name in sorted(set(checkpoint.tensors) - expected)
+        if not (name.endswith((".scales", ".biases")) and {_sibling(name, "weight"), _sibling(name, "scales")} <= known)
+    ]
+    if missing:
+        raise ModelError(f"{checkpoint.directory} lacks {_list(missing)}; fetch the model again")
+    if extra:
+        raise ModelError(f"{checkpoint.directory} has {_list(extra)} that its configuration has no place for")
+
+
+def _sibling(name: str, kind: str) -> str:
+    return f"{name.rpartition('.')[0]}.{kind}"
+
+
+def _quantization(module: nn.Module, weight: mx.array, scales: mx.array, biases: mx.array) -> tuple[int, int] | None:
+    """(bits, group size), which the shapes tell: weights are packed into 32-bit words, one scale per group.
+
+    None where they contradict each other or the module.
+    """
+    if not hasattr(module, "to_quantized") or weight.ndim != 2 or scales.ndim != 2 or scales.shape[1] == 0:
+        return None
+    n_outputs, n_inputs = module.weight.shape
+    bits, group_size = weight.shape[1] * 32 // n_inputs, n_inputs // scales.shape[1]
+    fits = (
+        weight.dtype == mx.uint32
+        and scales.dtype in FLOATS
+        and biases.dtype in FLOATS
+        and weight.shape == (n_outputs, n_inputs * bits // 32)
+        and scales.shape == biases.shape == (n_outputs, n_inputs // group_size)
+        and bits in QUANTIZED_BITS
+        and group_size in GROUP_SIZES
+    )
+    return (bits, group_size) if fits else None
+
+
+def _quantized(
+    module: nn.Module, weight: mx.array, scales: mx.array, biases: mx.array, bits: int, group_size: int
+) -> nn.Module:
+    if isinstance(module, nn.Embedding):
+        quantized: nn.Module = nn.QuantizedEmbedding(*module.weight.shape, group_size=group_size, bits=bits)
+    else:
+        n_outputs, n_inputs = module.weight.shape
+        quantized = nn.QuantizedLinear(n_inputs, n_outputs, bias="bias" in module, group_size=group_size, bits=bits)
+    quantized["weight"], quantized["scales"], quantized["biases"] = weight, scales, biases
+    return quantized
+
+
+def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, name = path.split(".")
+    holder = network
+    for parent in parents:
+        holder = holder[int(parent)] if isinstance(holder, list) else getattr(holder, parent)
+    setattr(holder, name, module)
+
+
+def _list(names: list[str]) -> str:
+    noun = "the tensor" if len(names) == 1 else f"{len(names)} tensors"
+    shown = ", ".join(sorted(names)[:4])
+    return f"{noun} {shown}{', …' if len(names) > 4 else ''}"

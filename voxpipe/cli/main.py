@@ -1,0 +1,98 @@
+"""`voxpipe`: the group of commands, and the one place where errors become a line and a status."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from voxpipe import __version__
+from voxpipe.cli.listen import listen
+from voxpipe.cli.models import convert, pull
+from voxpipe.cli.transcribe import transcribe
+from voxpipe.errors import EX_IOERR, EX_OK, EX_USAGE, VoxpipeError
+from voxpipe.output.events import silence_output
+
+EXAMPLES = """\b
+Examples:
+  ffmpeg -nostdin -v error -i talk.mp4 -f s16le -ar 16000 -ac 1 - | voxpipe
+  arecord -q -f S16_LE -r 16000 -c 1 -t raw | voxpipe --delay 240
+  sox -q talk.flac -t wav - | voxpipe | jq -rj 'select(.type == "delta").text'
+  voxpipe transcribe talk.flac
+"""
+
+
+class DefaultToListen(click.Group):
+    """`voxpipe [OPTIONS] [SOURCE…]` is `voxpipe listen [OPTIONS] [SOURCE…]`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own_options = {"--help", "-h", "--version"}
+        wants_command = bool(args) and (args[0] in self.commands or args[0] in own_options)
+        is_option = bool(args) and args[0].startswith("-")
+        if not args and sys.stdin is not None and sys.stdin.isatty():
+            args = ["--help"]
+        elif not wants_command and (not args or is_option):
+            args = ["listen", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=DefaultToListen,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXAMPLES,
+    subcommand_metavar="[COMMAND] [OPTIONS] [SOURCE]...",
+)
+@click.version_option(__version__)
+def cli() -> None:
+    """Streaming speech-to-text: raw audio on stdin, JSON lines on stdout.
+
+    Without a command, `voxpipe` listens to stdin: 16 kHz mono s16le, or anything with a WAV header.
+    """
+
+
+cli.add_command(listen)
+cli.add_command(transcribe)
+cli.add_command(pull)
+cli.add_command(convert)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    _fill_standard_descriptors()
+    sys.exit(run(args))
+
+
+def _fill_standard_descriptors() -> None:
+    """Open nothing where stdin, stdout or stderr is closed, or the next file we open would become it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+def run(args: Sequence[str] | None = None, **extra: Any) -> int:
+    """Run the command line and return its status; every failure of the user's making is one line on stderr."""
+    logging.basicConfig(format="voxpipe: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    if sys.stdout is None:  # closed by whoever started us
+        click.echo("voxpipe: standard output is closed; there is nowhere to write", err=True)
+        return EX_IOERR
+    try:
+        status = cli.main(args=args, prog_name="voxpipe", standalone_mode=False, **extra)
+        return status if isinstance(status, int) else EX_OK
+    except click.UsageError as exc:
+        command = exc.ctx.command_path if exc.ctx else "voxpipe"
+        click.echo(f"voxpipe: {exc.format_message()} (see {command} --help)", err=True)
+        return EX_USAGE
+    except click.Abort:
+        return 130
+    except VoxpipeError as exc:
+        click.echo(f"voxpipe: {exc}", err=True)
+        return exc.status
+    except BrokenPipeError:  # the reader of our output has seen enough
+        silence_output(sys.stdout.buffer)
+        return EX_OK
+    except OSError as exc:
+        click.echo(f"voxpipe: cannot write the output: {exc.strerror or exc}", err=True)
+        silence_output(sys.stdout.buffer)
+        return EX_IOERR

@@ -1,0 +1,90 @@
+"""The text decoder: one step per 80 ms, told by the delay how long it may wait before it commits to a word.
+
+The delay reaches every layer as a factor on the input of its feed-forward block. It is constant for a stream, so
+`delay_scales` is computed once and passed in.
+"""
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from voxpipe.config import DecoderConfig
+from voxpipe.model.cache import Chunk, RingCache
+from voxpipe.model.layers import Attention, SwiGLU
+
+
+def time_embedding(n_delay_tokens: int, dim: int) -> mx.array:
+    """(dim,) float32 sinusoids of the delay in tokens, cosines first."""
+    inverse = np.exp(-math.log(10_000.0) * np.arange(dim // 2) / (dim // 2))
+    angles = n_delay_tokens * inverse
+    return mx.array(np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32))
+
+
+class DelayModulation(nn.Module):
+    """Bottleneck that turns the delay's embedding into one factor per channel."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.down = nn.Linear(config.dim, config.ada_dim, bias=False)
+        self.up = nn.Linear(config.ada_dim, config.dim, bias=False)
+
+    def __call__(self, t_cond: mx.array) -> mx.array:
+        """(dim,) float32 -> (dim,) float32, whatever the weights' type: it is computed once per stream."""
+        hidden = nn.gelu(t_cond @ self.down.weight.astype(mx.float32).T)
+        return 1.0 + hidden @ self.up.weight.astype(mx.float32).T
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = Attention(config, bias=False)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ada = DelayModulation(config)
+        self.mlp = SwiGLU(config.dim, config.hidden_dim, bias=False)
+
+    def __call__(self, x: mx.array, scale: mx.array, chunk: Chunk, cache: RingCache, layer: int) -> mx.array:
+        x = x + self.attention(self.attention_norm(x), chunk, cache, layer)
+        return x + self.mlp(self.ffn_norm(x) * scale)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self._config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = [DecoderLayer(config) for _ in range(config.n_layers)]
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+
+    def make_state(self, *, batch: int, max_tokens: int, first_token: int = 0) -> RingCache:
+        """Cache of `batch` new streams, for calls of at most `max_tokens` positions."""
+        dtype = self.norm.weight.dtype
+        return RingCache(self._config, batch=batch, max_chunk=max_tokens, dtype=dtype, first_position=first_token)
+
+    def delay_scales(self, n_delay_tokens: int) -> mx.array:
+        """(n_layers, 1, 1, dim) factors of one delay, in the weights' type so that nothing is promoted."""
+        t_cond = time_embedding(n_delay_tokens, self._config.dim)
+        scales = mx.stack([layer.ada(t_cond) for layer in self.layers])
+        return scales.astype(self.norm.weight.dtype)[:, None, None]
+
+    def __call__(self, x: mx.array, scales: mx.array, cache: RingCache) -> mx.array:
+        """Process new positions.
+
+        Args:
+            x: (B, L, dim) audio embedding + token embedding.
+            scales: (n_layers, B or 1, 1, dim) from `delay_scales`.
+            cache: advanced by L positions.
+
+        Returns:
+            (B, L, dim) normalised hidden states, for `logits`.
+        """
+        chunk = cache.extend(x.shape[1])
+        for index, layer in enumerate(self.layers):
+            x = layer(x, scales[index], chunk, cache, index)
+        return self.norm(x)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(B, L, dim) -> (B, L, vocab_size) through the tied embedding."""
+        return self.embed_tokens.as_linear(hidden)

@@ -1,0 +1,71 @@
+"""JSON lines, version 1: one object a line, written whole and at once.
+
+An absent value is absent, never null. Times are rounded to a hundredth of a second, which is finer than they are known.
+"""
+
+import json
+import os
+import threading
+import time
+from typing import Any, BinaryIO
+
+from voxpipe.output.transcript import Delta
+
+VERSION = 1
+
+
+class JsonLines:
+    """Writes events to a binary stream, from any thread, flushed per line.
+
+    A reader that has gone raises BrokenPipeError, another failure of the output OSError; both are the caller's to end on.
+    """
+
+    def __init__(self, output: BinaryIO) -> None:
+        self._output = output
+        self._lock = threading.Lock()
+
+    def write(self, type: str, **fields: Any) -> None:
+        event = {"type": type, **{name: value for name, value in fields.items() if value is not None}}
+        line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            self._output.write(line)
+            self._output.flush()
+
+    def ready(self, *, model: str, delay_ms: int) -> None:
+        self.write("ready", v=VERSION, model=model, delay_ms=delay_ms)
+
+
+class StreamEvents:
+    """The events of one stream: `start` first, numbered deltas, `done` last and once."""
+
+    def __init__(self, lines: JsonLines, *, stream: str, source: str) -> None:
+        self._lines = lines
+        self._stream = stream
+        self._seq = 0
+        self._started_at = time.monotonic()
+        lines.write("start", stream=stream, source=source)
+
+    def delta(self, delta: Delta) -> None:
+        self._seq += 1
+        start, end = round(delta.start, 2), round(delta.end, 2)
+        self._lines.write("delta", stream=self._stream, seq=self._seq, text=str(delta), start=start, end=end)
+
+    def warning(self, code: str, message: str, **facts: Any) -> None:
+        self._lines.write("warning", stream=self._stream, code=code, message=message, **facts)
+
+    def error(self, code: str, message: str) -> None:
+        self._lines.write("error", stream=self._stream, code=code, message=message)
+
+    def done(self, *, reason: str, audio_s: float, truncated: bool) -> None:
+        wall_s = round(time.monotonic() - self._started_at, 2)
+        self._lines.write(
+            "done", stream=self._stream, reason=reason, audio_s=round(audio_s, 2), wall_s=wall_s, truncated=truncated
+        )
+
+
+def silence_output(output: BinaryIO) -> None:
+    """Point a broken output at nothing, so that the interpreter's last flush does not complain."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+    except (OSError, ValueError):  # it has no descriptor: nothing will be flushed to it
+        return

@@ -1,0 +1,71 @@
+"""What a stream turns into: deltas as they come, segments between pauses, and the whole as one result.
+
+Times are seconds on the stream's own sample clock. They follow from the position at which the model chose to speak, so
+they are good to about 0.2 s: the model marks where a word ends; where it begins is inferred from the word before.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+SEGMENT_PAUSE_S = 0.8
+
+
+class Delta(str):
+    """A piece of text that is final, a `str` that knows its place.
+
+    Attributes:
+        start, end: seconds; of the word that the piece belongs to.
+        tokens: the ids whose bytes make the text.
+        logprob: natural logarithm of their joint probability.
+    """
+
+    __slots__ = ("end", "logprob", "start", "tokens")
+    start: float
+    end: float
+    tokens: tuple[int, ...]
+    logprob: float
+
+    def __new__(cls, text: str, *, start: float, end: float, tokens: tuple[int, ...], logprob: float) -> "Delta":
+        delta = super().__new__(cls, text)
+        delta.start, delta.end, delta.tokens, delta.logprob = start, end, tokens, logprob
+        return delta
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Deltas between two pauses; the texts of all segments joined are the texts of all deltas joined."""
+
+    text: str
+    start: float
+    end: float
+
+
+def segments(deltas: Iterable[Delta], *, pause_s: float = SEGMENT_PAUSE_S) -> list[Segment]:
+    """Split at every pause of at least `pause_s` seconds between words."""
+    runs: list[list[Delta]] = []
+    for delta in deltas:
+        if not runs or delta.start - runs[-1][-1].end >= pause_s:
+            runs.append([])
+        runs[-1].append(delta)
+    return [Segment("".join(run), run[0].start, run[-1].end) for run in runs]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The result of `generate`.
+
+    Attributes:
+        text: the deltas joined, without the space that leads the first word.
+        tokens: every id the model chose, blanks and word marks included, one per 80 ms.
+        audio_s, wall_s: seconds of audio read and seconds it took.
+        truncated: the caller's own `max_tokens` ended it before the audio did.
+    """
+
+    text: str
+    segments: list[Segment]
+    tokens: list[int] = field(repr=False)
+    deltas: list[Delta] = field(repr=False)
+    delay_ms: int
+    audio_s: float
+    wall_s: float
+    truncated: bool

@@ -1,0 +1,180 @@
+"""The queue between whoever has audio and whoever decodes it.
+
+Safe between threads. It carries samples and two marks, flush and close, in the order in which they were given.
+Knows nothing of models.
+"""
+
+import enum
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from voxpipe.audio.resample import Resampler
+from voxpipe.config import SAMPLE_RATE
+from voxpipe.errors import AudioError
+
+BLOCK_SAMPLES = 10 * SAMPLE_RATE  # a long array is queued in pieces, each freed when it has been read
+Floats = NDArray[np.float32]
+
+
+class Mark(enum.Enum):
+    FLUSH = "flush"
+    CLOSE = "close"
+
+
+def as_samples(samples: ArrayLike) -> Floats:
+    """Return mono float32 samples of any array of them.
+
+    Integers of 16 and 32 bits are scaled to [-1, 1]; what is not a number becomes silence, since one NaN would stay in
+    the model's caches for minutes.
+
+    Raises:
+        AudioError: the array is not one-dimensional, or of another type.
+    """
+    array = np.asarray(samples)
+    if array.ndim == 2 and 1 in array.shape:
+        array = array.reshape(-1)
+    if array.ndim != 1:
+        raise AudioError(
+            f"audio must be one-dimensional (mono), not of shape {array.shape}; average the channels first"
+        )
+    if array.dtype == np.int16 or array.dtype == np.int32:
+        return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise AudioError(f"audio samples must be float, int16 or int32, not {array.dtype}")
+    floats = array.astype(np.float32)  # always a copy: the caller may reuse the buffer
+    if not np.isfinite(floats).all():
+        floats[~np.isfinite(floats)] = 0.0
+    return floats
+
+
+class StreamingAudioSource:
+    """Samples on their way to a session.
+
+    Args:
+        sample_rate: of what is appended, in Hz; resampled to 16 kHz on the way in.
+        max_buffer_s: seconds of audio after which `append` waits for the reader; None never waits.
+        on_change: called after every change, from the thread that made it.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = SAMPLE_RATE,
+        *,
+        max_buffer_s: float | None = None,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self.sample_rate = sample_rate
+        self._resampler = Resampler(sample_rate) if sample_rate != SAMPLE_RATE else None
+        self._max_samples = None if max_buffer_s is None else int(max_buffer_s * SAMPLE_RATE)
+        self._on_change = on_change
+        self._items: deque[Floats | Mark] = deque()
+        self._n_samples = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called; what was appended before can still be read."""
+        return self._closed
+
+    @property
+    def buffered_s(self) -> float:
+        """Seconds of audio that wait to be read."""
+        return self._n_samples / SAMPLE_RATE
+
+    def append(self, samples: ArrayLike) -> None:
+        """Queue mono samples; what comes after `close` is ignored.
+
+        Raises:
+            AudioError: they are not mono samples.
+        """
+        floats = as_samples(samples)
+        if self._resampler is not None:
+            floats = self._resampler.push(floats)
+        self._queue(floats)
+
+    def flush(self) -> None:
+        """Ask for the words still pending, without ending the stream."""
+        self._put(Mark.FLUSH)
+
+    def close(self) -> None:
+        """End the stream; calling it again does nothing."""
+        if self._resampler is not None and not self._closed:
+            self._queue(self._resampler.finish())
+        self._put(Mark.CLOSE)
+
+    def read(self, timeout: float | None = None) -> tuple[Floats, bool]:
+        """Wait for samples and return all there are, and whether the stream has ended behind them."""
+        self.wait(timeout)
+        samples = []
+        with self._changed:
+            while self._items and self._items[0] is not Mark.CLOSE:
+                item = self._items.popleft()
+                if not isinstance(item, Mark):
+                    samples.append(item)
+            self._n_samples = 0
+            ended = self._closed
+            self._changed.notify_all()
+        return np.concatenate(samples) if samples else np.zeros(0, np.float32), ended
+
+    def take(self, max_samples: int) -> tuple[Floats, Mark | None]:
+        """Return up to `max_samples` that are here, and the mark directly behind them if it was reached."""
+        taken: list[Floats] = []
+        mark: Mark | None = None
+        with self._changed:
+            while self._items:
+                item = self._items[0]
+                if isinstance(item, Mark):
+                    mark = item
+                    if mark is not Mark.CLOSE:  # a closed source stays closed
+                        self._items.popleft()
+                    break
+                if max_samples == 0:
+                    break
+                head, rest = item[:max_samples], item[max_samples:]
+                taken.append(head)
+                max_samples -= len(head)
+                self._n_samples -= len(head)
+                if len(rest):
+                    self._items[0] = rest
+                else:
+                    self._items.popleft()
+            self._changed.notify_all()
+        return np.concatenate(taken) if taken else np.zeros(0, np.float32), mark
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until there is something to read; return whether there is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._items), timeout)
+
+    def _queue(self, floats: Floats) -> None:
+        for first in range(0, len(floats), BLOCK_SAMPLES):
+            block = floats[first : first + BLOCK_SAMPLES]
+            with self._changed:
+                self._changed.wait_for(self._has_room)
+                if self._closed:
+                    return
+                self._items.append(block if len(floats) <= BLOCK_SAMPLES else block.copy())
+                self._n_samples += len(block)
+                self._changed.notify_all()
+            self._tell()
+
+    def _has_room(self) -> bool:
+        return self._max_samples is None or self._n_samples < self._max_samples or self._closed
+
+    def _put(self, mark: Mark) -> None:
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = mark is Mark.CLOSE
+            self._items.append(mark)
+            self._changed.notify_all()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_change is not None:
+            self._on_change()

@@ -1,0 +1,185 @@
+"""What `load` returns: a model with its tokenizer, and the ways to transcribe with it.
+
+A file is a stream fed fast: every way in goes through one `StreamingSession`.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Literal, overload
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from voxpipe.audio.files import read_blocks
+from voxpipe.checkpoints.hub import Choice, resolve
+from voxpipe.checkpoints.load import DTYPES, build_network, load_tokenizer, read_checkpoint
+from voxpipe.config import ModelConfig
+from voxpipe.errors import AudioError, UsageError
+from voxpipe.model.tokenizer import Tokenizer
+from voxpipe.model.voxtral import VoxtralRealtime
+from voxpipe.output.transcript import Delta, Transcript, segments
+from voxpipe.runtime.session import StreamingSession
+from voxpipe.runtime.source import BLOCK_SAMPLES, StreamingAudioSource
+
+STEP_TOKENS = 16  # decoder calls between two looks at the queue
+Audio = str | PathLike[str] | ArrayLike
+
+
+def load(model: str | PathLike[str] = "auto", *, dtype: str | None = None) -> "Transcriber":
+    """Load a model, on the thread that is going to use it.
+
+    Args:
+        model: "auto" (the 4-bit model if it is in the local cache, else "tiny"), "tiny", "4bit", "fp16", "bf16",
+            a directory, or a repository, which is fetched if it is not in the cache.
+        dtype: "bf16", "fp16" or "f32"; by default the checkpoint's own on a GPU and float32 on the CPU.
+
+    Raises:
+        ModelError: there is no such model, or it is damaged.
+        UnavailableError: it has to be fetched and cannot be.
+    """
+    return load_choice(resolve(model), dtype=dtype)
+
+
+def load_choice(choice: Choice, *, dtype: str | None = None) -> "Transcriber":
+    """Load a model that has been found; otherwise as `load`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"there is no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    checkpoint = read_checkpoint(choice.directory)
+    tokenizer = load_tokenizer(checkpoint)
+    network = build_network(checkpoint, dtype=None if dtype is None else DTYPES[dtype])
+    return Transcriber(network, tokenizer, name=choice.name)
+
+
+class Transcriber:
+    """A loaded model. It holds no stream: any number of sessions share it, on the thread that loaded it."""
+
+    def __init__(self, network: VoxtralRealtime, tokenizer: Tokenizer, *, name: str) -> None:
+        self.network = network
+        self.tokenizer = tokenizer
+        self.name = name
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.network.config
+
+    def create_streaming_session(
+        self,
+        *,
+        transcription_delay_ms: int | None = None,
+        max_tokens: int | None = None,
+        source: StreamingAudioSource | None = None,
+        keep_tokens: bool = False,
+    ) -> StreamingSession:
+        """Begin a stream; arguments as for `StreamingSession`."""
+        return StreamingSession(
+            self.network,
+            self.tokenizer,
+            delay_ms=transcription_delay_ms,
+            max_tokens=max_tokens,
+            source=source,
+            keep_tokens=keep_tokens,
+        )
+
+    @overload
+    def generate(
+        self,
+        audio: Audio,
+        *,
+        stream: Literal[False] = False,
+        transcription_delay_ms: int | None = None,
+        max_tokens: int | None = None,
+    ) -> Transcript: ...
+
+    @overload
+    def generate(
+        self,
+        audio: Audio,
+        *,
+        stream: Literal[True],
+        transcription_delay_ms: int | None = None,
+        max_tokens: int | None = None,
+    ) -> Iterator[Delta]: ...
+
+    def generate(
+        self,
+        audio: Audio,
+        *,
+        stream: bool = False,
+        transcription_delay_ms: int | None = None,
+        max_tokens: int | None = None,
+    ) -> Transcript | Iterator[Delta]:
+        """Transcribe a file or an array.
+
+        Args:
+            audio: a path, or (n_samples,) of 16 kHz mono audio. Files are read in blocks, at any rate, of any length.
+            stream: return an iterator over deltas instead of the whole.
+            transcription_delay_ms: one of `DELAYS_MS`; by default the checkpoint's (480).
+            max_tokens: stop after so many tokens of 80 ms; by default never.
+
+        Raises:
+            AudioError, InputError: the audio is empty, corrupt or missing.
+            UsageError: the delay is not one of the allowed ones.
+        """
+        session = self.create_streaming_session(
+            transcription_delay_ms=transcription_delay_ms, max_tokens=max_tokens, keep_tokens=not stream
+        )
+        deltas = transcribe(_blocks(audio), session)
+        if stream:
+            return deltas
+        started_at = time.monotonic()
+        collected = list(deltas)
+        return Transcript(
+            text="".join(collected).strip(),
+            segments=segments(collected),
+            tokens=session.tokens,
+            deltas=collected,
+            delay_ms=session.delay_ms,
+            audio_s=session.audio_s,
+            wall_s=time.monotonic() - started_at,
+            truncated=session.truncated,
+        )
+
+    def generate_streaming(
+        self,
+        source: StreamingAudioSource,
+        *,
+        transcription_delay_ms: int | None = None,
+        max_tokens: int | None = None,
+    ) -> Iterator[Delta]:
+        """Yield deltas while another thread fills `source`, until it is closed and everything said is out."""
+        session = self.create_streaming_session(
+            transcription_delay_ms=transcription_delay_ms, max_tokens=max_tokens, source=source
+        )
+        while not session.done:
+            yield from session.step(STEP_TOKENS)
+            if session.starved and not session.done:
+                source.wait()
+
+
+def transcribe(blocks: Iterable[NDArray[np.float32]], session: StreamingSession) -> Iterator[Delta]:
+    """Feed blocks of audio to a session, each when the one before has been decoded, and yield its deltas.
+
+    Raises:
+        AudioError: the blocks hold no sample at all.
+    """
+    for block in blocks:
+        session.feed(block)
+        while not session.starved:
+            yield from session.step(STEP_TOKENS)
+        if session.done:
+            return
+    session.close()
+    while not session.done:
+        yield from session.step(STEP_TOKENS)
+    if session.audio_s == 0:
+        raise AudioError("there is no audio in it")
+
+
+def _blocks(audio: Audio) -> Iterable[NDArray[np.float32]]:
+    if isinstance(audio, str | PathLike):
+        return read_blocks(Path(audio))
+    samples = np.asarray(audio.astype(mx.float32) if isinstance(audio, mx.array) else audio)
+    return (samples[first : first + BLOCK_SAMPLES] for first in range(0, max(1, len(samples)), BLOCK_SAMPLES))

@@ -1,0 +1,1 @@
+"""The long-lived process: streams in, events out, signals obeyed."""
