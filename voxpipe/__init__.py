@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from voxpipe import accelerate as accelerate  # before anything imports MLX
 from voxpipe.errors import AudioError as AudioError
 from voxpipe.errors import InputError as InputError
 from voxpipe.errors import ModelError as ModelError

@@ -6,8 +6,10 @@ modulation stay plain (the modulation decides over every layer and costs nothing
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,6 +18,7 @@ from mlx.utils import tree_flatten
 from voxpipe.checkpoints.layouts import MLX_AUDIO
 from voxpipe.checkpoints.load import build_network, read_checkpoint
 from voxpipe.errors import OutputError, UsageError
+from voxpipe.model.voxtral import VoxtralRealtime
 
 BITS = (4, 6, 8)
 SHARD_BYTES = 4 << 30
@@ -46,12 +49,8 @@ def convert(
             network = build_network(checkpoint, dtype=dtype or checkpoint.dtype, dequantize=True)
             if bits is not None:
                 nn.quantize(network, group_size=group_size, bits=bits, class_predicate=_is_quantized(group_size))
-            _write_weights(network, target)
-        raw = checkpoint.config.to_json()
-        raw.pop("quantization", None)
-        if bits is not None:
-            raw["quantization"] = {"group_size": group_size, "bits": bits, "mode": "affine"}
-        (target / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+            quantization = {} if bits is None else {"group_size": group_size, "bits": bits, "mode": "affine"}
+            write_network(network, target, quantization=quantization)
         if tekken.exists():
             shutil.copyfile(tekken, target / "tekken.json")
     except OSError as exc:
@@ -59,6 +58,14 @@ def convert(
             raise
         raise OutputError(f"cannot write {target}: {exc.strerror or exc}") from exc
     return target
+
+
+def write_network(network: VoxtralRealtime, target: Path, *, quantization: Mapping[str, Any] | None = None) -> None:
+    """Write weights and configuration into `target` in the mlx-audio layout, as they are; makes the directory."""
+    target.mkdir(parents=True, exist_ok=True)
+    raw = replace(network.config, quantization=quantization or {}).to_json()
+    (target / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+    _write_weights(network, target)
 
 
 def _is_quantized(group_size: int):  # type: ignore[no-untyped-def]

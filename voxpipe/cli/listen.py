@@ -7,7 +7,7 @@ import click
 from voxpipe.audio.decoder import AUTO, AudioDecoder
 from voxpipe.audio.pcm import ENCODINGS
 from voxpipe.cli.options import load_model, model_options
-from voxpipe.errors import InputError
+from voxpipe.errors import InputError, UsageError
 from voxpipe.output.events import JsonLines
 
 
@@ -46,8 +46,12 @@ def listen(
 
     AudioDecoder.from_options(encoding, rate=rate, channels=channels)  # refuse what cannot be read before loading
     paths = list(sources) or ["-"]
-    if "-" in paths and sys.stdin is None:
-        raise InputError("standard input is closed; pipe audio in or name a source")
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UsageError(f"{path} is named twice; a source can be read only once")
+    if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
+        state = "closed" if sys.stdin is None else "a terminal"
+        raise InputError(f"standard input is {state}; pipe audio in or name a source")
     options = ListenOptions(encoding=encoding, rate=rate, channels=channels, delay_ms=delay_ms)
     listener = Listener(paths, options, JsonLines(sys.stdout.buffer))
     return listener.run(lambda: load_model(model, dtype))

@@ -29,13 +29,16 @@ class DefaultToListen(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own_options = {"--help", "-h", "--version"}
-        wants_command = bool(args) and (args[0] in self.commands or args[0] in own_options)
-        is_option = bool(args) and args[0].startswith("-")
         if not args and sys.stdin is not None and sys.stdin.isatty():
             args = ["--help"]
-        elif not wants_command and (not args or is_option):
+        elif not args or (args[0] not in own_options and self._is_for_listen(args[0])):
             args = ["listen", *args]
         return super().parse_args(ctx, args)
+
+    def _is_for_listen(self, word: str) -> bool:
+        """Whether the first word is an option or a source; one that is neither is a command, maybe mistyped."""
+        is_source = word not in self.commands and ("/" in word or os.path.exists(word))
+        return word.startswith("-") or is_source
 
 
 @click.group(
@@ -89,7 +92,9 @@ def run(args: Sequence[str] | None = None, **extra: Any) -> int:
     except VoxpipeError as exc:
         click.echo(f"voxpipe: {exc}", err=True)
         return exc.status
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except (BrokenPipeError, SystemExit) as exc:  # the reader of our output has seen enough: no failure
+        if isinstance(exc, SystemExit) and not isinstance(exc.__context__, BrokenPipeError):  # click exits with 1 on it
+            raise
         silence_output(sys.stdout.buffer)
         return EX_OK
     except OSError as exc:

@@ -6,6 +6,7 @@ they are good to about 0.2 s: the model marks where a word ends; where it begins
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 SEGMENT_PAUSE_S = 0.8
 
@@ -29,6 +30,9 @@ class Delta(str):
         delta = super().__new__(cls, text)
         delta.start, delta.end, delta.tokens, delta.logprob = start, end, tokens, logprob
         return delta
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:  # for copy and pickle
+        return (str(self),), {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True)

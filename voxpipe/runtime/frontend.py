@@ -77,7 +77,7 @@ class FrontEnd:
             self._removed += self._inserts.popleft()[1]
         if self._inserts and sample > self._inserts[0][0]:  # inside inserted silence: the moment of the flush
             sample = self._inserts[0][0]
-        return max(0.0, (sample - self._removed) / SAMPLE_RATE)
+        return min(max(0.0, sample - self._removed), self.n_samples) / SAMPLE_RATE
 
     def _fill(self, n_tokens: int) -> None:
         wanted = n_tokens * MEL_FRAMES_PER_TOKEN

@@ -123,10 +123,12 @@ class StreamingSession:
         """Do a bounded piece of work: at most one encoder call and `max_decode_tokens` decoder calls.
 
         Returns:
-            The deltas of this piece, none while the model waits or hears silence.
+            The deltas of this piece, none while the model waits or hears silence, and none once `done`.
         """
         deltas: list[Delta] = []
-        if self._embeds is None and not self.done:
+        if self.done:
+            return deltas
+        if self._embeds is None:
             self._encode()
         for _ in range(max_decode_tokens):
             if self._embeds is None or self.done:
@@ -134,7 +136,7 @@ class StreamingSession:
             delta = self._decode()
             if delta is not None:
                 deltas.append(delta)
-        if self._embeds is None and self._front_end.ended and not self._front_end.ready():
+        if self._exhausted():
             self.done = True
         if self.done:
             delta = self._words.finish()
@@ -142,6 +144,9 @@ class StreamingSession:
                 deltas.append(delta)
             self._release()
         return deltas
+
+    def _exhausted(self) -> bool:
+        return self._embeds is None and self._front_end.ended and not self._front_end.ready()
 
     def _encode(self) -> None:
         mel = self._front_end.take(ENCODER_GROUP_TOKENS)
@@ -186,7 +191,7 @@ class StreamingSession:
         if self._token == config.eos_id and end_token is not None and self._position - 1 >= end_token:
             self.done = True  # an end-of-sequence token anywhere else is one more blank
         elif self._max_tokens is not None and self.n_tokens >= self._max_tokens:
-            self.done = self.truncated = True
+            self.done, self.truncated = True, not self._exhausted()
         if self._token == config.streaming_word_id:
             self._words.mark()
         return self._words.push(self._token, token_logprob, slot=self.n_tokens - 1)
@@ -199,7 +204,8 @@ class StreamingSession:
         return min(RUT_PENALTY_MAX, RUT_PENALTY_STEP * run)
 
     def _release(self) -> None:
-        """Give the caches back; the session object may outlive its stream."""
+        """Give the caches back; the session object may outlive its stream. A producer that goes on does not wait."""
+        self._source.close()
         self._embeds = None
         del self._state
 

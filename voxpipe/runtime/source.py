@@ -41,11 +41,12 @@ def as_samples(samples: ArrayLike) -> Floats:
         raise AudioError(
             f"audio must be one-dimensional (mono), not of shape {array.shape}; average the channels first"
         )
-    if array.dtype == np.int16 or array.dtype == np.int32:
+    if array.dtype.type in (np.int16, np.int32):  # in either byte order
         return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
     if not np.issubdtype(array.dtype, np.floating):
         raise AudioError(f"audio samples must be float, int16 or int32, not {array.dtype}")
-    floats = array.astype(np.float32)  # always a copy: the caller may reuse the buffer
+    with np.errstate(over="ignore"):
+        floats = array.astype(np.float32)  # always a copy: the caller may reuse the buffer
     if not np.isfinite(floats).all():
         floats[~np.isfinite(floats)] = 0.0
     return floats
@@ -69,7 +70,7 @@ class StreamingAudioSource:
     ) -> None:
         self.sample_rate = sample_rate
         self._resampler = Resampler(sample_rate) if sample_rate != SAMPLE_RATE else None
-        self._max_samples = None if max_buffer_s is None else int(max_buffer_s * SAMPLE_RATE)
+        self._max_samples = None if max_buffer_s is None else max(1, int(max_buffer_s * SAMPLE_RATE))
         self._on_change = on_change
         self._items: deque[Floats | Mark] = deque()
         self._n_samples = 0
@@ -92,10 +93,7 @@ class StreamingAudioSource:
         Raises:
             AudioError: they are not mono samples.
         """
-        floats = as_samples(samples)
-        if self._resampler is not None:
-            floats = self._resampler.push(floats)
-        self._queue(floats)
+        self._queue(as_samples(samples))
 
     def flush(self) -> None:
         """Ask for the words still pending, without ending the stream."""
@@ -103,8 +101,6 @@ class StreamingAudioSource:
 
     def close(self) -> None:
         """End the stream; calling it again does nothing."""
-        if self._resampler is not None and not self._closed:
-            self._queue(self._resampler.finish())
         self._put(Mark.CLOSE)
 
     def read(self, timeout: float | None = None) -> tuple[Floats, bool]:
@@ -158,10 +154,17 @@ class StreamingAudioSource:
                 self._changed.wait_for(self._has_room)
                 if self._closed:
                     return
-                self._items.append(block if len(floats) <= BLOCK_SAMPLES else block.copy())
-                self._n_samples += len(block)
-                self._changed.notify_all()
+                if self._resampler is not None:  # under the lock: its state follows the order of the queue
+                    self._append(self._resampler.push(block))
+                else:
+                    self._append(block if len(floats) <= BLOCK_SAMPLES else block.copy())
             self._tell()
+
+    def _append(self, block: Floats) -> None:
+        if len(block):
+            self._items.append(block)
+            self._n_samples += len(block)
+            self._changed.notify_all()
 
     def _has_room(self) -> bool:
         return self._max_samples is None or self._n_samples < self._max_samples or self._closed
@@ -170,6 +173,9 @@ class StreamingAudioSource:
         with self._changed:
             if self._closed:
                 return
+            if self._resampler is not None:  # what its filter holds belongs before the mark; silence may follow it
+                self._append(self._resampler.finish())
+                self._resampler = Resampler(self.sample_rate)
             self._closed = mark is Mark.CLOSE
             self._items.append(mark)
             self._changed.notify_all()

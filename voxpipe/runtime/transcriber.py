@@ -22,7 +22,7 @@ from voxpipe.model.tokenizer import Tokenizer
 from voxpipe.model.voxtral import VoxtralRealtime
 from voxpipe.output.transcript import Delta, Transcript, segments
 from voxpipe.runtime.session import StreamingSession
-from voxpipe.runtime.source import BLOCK_SAMPLES, StreamingAudioSource
+from voxpipe.runtime.source import BLOCK_SAMPLES, StreamingAudioSource, as_samples
 
 STEP_TOKENS = 16  # decoder calls between two looks at the queue
 Audio = str | PathLike[str] | ArrayLike
@@ -181,5 +181,9 @@ def transcribe(blocks: Iterable[NDArray[np.float32]], session: StreamingSession)
 def _blocks(audio: Audio) -> Iterable[NDArray[np.float32]]:
     if isinstance(audio, str | PathLike):
         return read_blocks(Path(audio))
-    samples = np.asarray(audio.astype(mx.float32) if isinstance(audio, mx.array) else audio)
+    if isinstance(audio, mx.array) and mx.issubdtype(audio.dtype, mx.floating):
+        audio = audio.astype(mx.float32)  # numpy has no bfloat16
+    samples = np.asarray(audio)
+    if samples.ndim != 1:
+        samples = as_samples(samples)
     return (samples[first : first + BLOCK_SAMPLES] for first in range(0, max(1, len(samples)), BLOCK_SAMPLES))

@@ -5,11 +5,14 @@ queue makes the reader wait, so a file piped at full speed is read as fast as th
 wake the loop, which then decides. Knows nothing of click.
 """
 
+import fcntl
 import logging
 import os
 import select
 import signal
 import stat
+import struct
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +31,7 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 16  # a pipe's capacity on Linux
 BUFFER_S = 30.0  # audio queued per stream before its writer has to wait
+MAX_UNFINISHED = 4  # streams of one named pipe, being read or decoded, before the next writer has to wait
 STEP_TOKENS = 4  # decoder calls before the next stream has its turn
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -69,20 +73,22 @@ class Stream:
     """One writer's audio, from its first byte to `done`.
 
     Attributes:
+        on_end: called when `done` has been written.
         error: what went wrong while its bytes were read, if anything.
         warnings: what was odd about them.
     """
 
-    def __init__(self, name: str, path: str, wakeup: Wakeup) -> None:
+    def __init__(self, name: str, path: str, wakeup: Wakeup, on_end: Callable[[], None]) -> None:
         self.name = name
         self.path = path
+        self.on_end = on_end
         self.audio = StreamingAudioSource(max_buffer_s=BUFFER_S, on_change=wakeup.set)
         self.error: VoxpipeError | None = None
         self.warnings: list[tuple[str, str]] = []  # (code, message)
 
 
 def is_fifo(path: str) -> bool:
-    """Whether `path` is a named pipe rather than a file or device.
+    """Whether `path` is a named pipe rather than a file, a device, or the nameless pipe of a shell's `<(command)`.
 
     Raises:
         InputError: it cannot be read at all.
@@ -95,7 +101,13 @@ def is_fifo(path: str) -> bool:
         raise InputError(f"{path}: is a directory; name a named pipe, a file of raw audio, or - for stdin")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: Permission denied")
-    return stat.S_ISFIFO(mode)
+    place = os.path.realpath(path)  # on Linux, that of a nameless pipe is no path
+    return stat.S_ISFIFO(mode) and os.path.exists(place) and not place.startswith(("/dev/fd/", "/dev/stdin"))
+
+
+def n_waiting_bytes(pipe: int) -> int:
+    """How many bytes can be read from a pipe now."""
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
 
 
 class Reader(threading.Thread):
@@ -112,6 +124,7 @@ class Reader(threading.Thread):
         self._wakeup = wakeup
         self._stop_read, self._stop_write = os.pipe()
         self._stopping = False
+        self._places = threading.Semaphore(MAX_UNFINISHED)
         self._is_fifo = path != "-" and is_fifo(path)
         self.finished = False
 
@@ -122,28 +135,47 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         n_streams = 0
+        descriptor: int | None = None
         try:
             while not self._stopping:
-                descriptor = 0 if self._path == "-" else os.open(self._path, os.O_RDONLY)  # a pipe: waits for a writer
+                self._places.acquire()
+                descriptor = self._open(descriptor)
                 if self._stopping:
                     break
                 n_streams += 1
                 name = f"{self._stream_name}#{n_streams}" if self._is_fifo else self._stream_name
-                stream = Stream(name, self._path, self._wakeup)
+                stream = Stream(name, self._path, self._wakeup, self._places.release)
                 self._announce(stream)
                 try:
                     self._read(descriptor, stream)
                 finally:
                     stream.audio.close()
-                    if descriptor != 0:
-                        os.close(descriptor)
                 if not self._is_fifo:
                     break
+                if stream.error is not None:
+                    for _ in self._chunks(descriptor):  # whatever else this writer sends would begin another stream
+                        pass
         except OSError as exc:  # the pipe was removed or may not be opened any more
             log.error("%s: %s; it is not read any more", self._path, exc.strerror)
         finally:
+            if descriptor:
+                os.close(descriptor)
             self.finished = True
             self._wakeup.set()
+
+    def _open(self, previous: int | None) -> int:
+        """Open the source, of a named pipe when a writer comes.
+
+        The descriptor of the writer before stays open until then: one who came in between would find no reader.
+        """
+        if self._path == "-":
+            return 0
+        if previous is not None and n_waiting_bytes(previous):  # the next writer has come and gone
+            return previous
+        descriptor = os.open(self._path, os.O_RDONLY)
+        if previous is not None:
+            os.close(previous)
+        return descriptor
 
     def _read(self, descriptor: int, stream: Stream) -> None:
         options = self._options
@@ -169,7 +201,8 @@ class Reader(threading.Thread):
         except VoxpipeError as exc:
             stream.error = exc
         except OSError as exc:
-            stream.error = InputError(f"cannot read {self._path}: {exc.strerror}")
+            place = "standard input" if self._path == "-" else self._path
+            stream.error = InputError(f"cannot read {place}: {exc.strerror}")
 
     def _chunks(self, descriptor: int) -> Iterator[bytes]:
         """The source's bytes until it ends or `stop` is called."""
@@ -223,6 +256,7 @@ class LiveStream:
             self._events.error(self.error.code, str(self.error))
         reason = "error" if self.error is not None else "signal" if stopped else "eof"
         self._events.done(reason=reason, audio_s=self._session.audio_s, truncated=self._session.truncated)
+        self._stream.on_end()
         return True
 
 
@@ -272,7 +306,7 @@ class Listener:
                 continue
             finished = self._stopping or all(reader.finished for reader in self._readers)
             if finished and not live and self._announced.empty():
-                return status
+                return EX_OK if self._stopping else status
             self._wakeup.wait()
 
     def _announce(self, stream: Stream) -> None:

@@ -1,0 +1,23 @@
+"""`python -m voxpipe.bench`: the measurements that are not about one user's machine."""
+
+import sys
+
+import click
+
+from voxpipe.bench.peers import peers
+from voxpipe.errors import VoxpipeError
+
+
+@click.group()
+def bench() -> None:
+    """Measure voxpipe against others and against the truth."""
+
+
+bench.add_command(peers)
+
+if __name__ == "__main__":
+    try:
+        bench(prog_name="python -m voxpipe.bench")
+    except VoxpipeError as exc:
+        click.echo(f"voxpipe: {exc}", err=True)
+        sys.exit(exc.status)
