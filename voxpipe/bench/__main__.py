@@ -5,6 +5,7 @@ import sys
 import click
 
 from voxpipe.bench.peers import peers
+from voxpipe.bench.wer import wer
 from voxpipe.errors import VoxpipeError
 
 
@@ -14,6 +15,7 @@ def bench() -> None:
 
 
 bench.add_command(peers)
+bench.add_command(wer)
 
 if __name__ == "__main__":
     try:

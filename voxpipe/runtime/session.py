@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import ArrayLike
 
-from voxpipe.config import SAMPLE_RATE, delay_tokens
+from voxpipe.config import MS_PER_TOKEN, SAMPLE_RATE, delay_tokens
 from voxpipe.errors import UsageError
 from voxpipe.model.tokenizer import TextStream, Tokenizer
 from voxpipe.model.voxtral import DECODER_CHUNK_TOKENS, ENCODER_GROUP_TOKENS, VoxtralRealtime
@@ -68,8 +68,8 @@ class StreamingSession:
         config = network.config
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens must be at least 1, not {max_tokens}")
-        self.delay_ms = config.transcription_delay_ms if delay_ms is None else delay_ms
-        n_delay = delay_tokens(self.delay_ms)
+        n_delay = delay_tokens(config.transcription_delay_ms if delay_ms is None else delay_ms)
+        self.delay_ms = n_delay * MS_PER_TOKEN
         self._network = network
         self._config = config
         self._scales = network.delay_scales(n_delay)

@@ -1,0 +1,45 @@
+"""Deltas and segments."""
+
+import copy
+import json
+import pickle
+
+from voxpipe.output.transcript import Delta, segments
+
+
+def delta(text: str, start: float, end: float) -> Delta:
+    return Delta(text, start=start, end=end, tokens=(7, 8), logprob=-0.5)
+
+
+def test_a_delta_is_a_str_that_knows_its_place() -> None:
+    one = delta(" word", 1.0, 1.5)
+    assert one == " word"
+    assert isinstance(one, str)
+    assert f"{one}!" == " word!"
+    assert hash(one) == hash(" word")
+    assert json.dumps({"text": one}) == '{"text": " word"}'
+    assert (one.start, one.end, one.tokens, one.logprob) == (1.0, 1.5, (7, 8), -0.5)
+
+
+def test_a_delta_can_be_copied_and_sent_to_another_process() -> None:
+    one = delta(" word", 1.0, 1.5)
+    for other in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert type(other) is Delta
+        assert (other, other.start, other.end, other.tokens, other.logprob) == (" word", 1.0, 1.5, (7, 8), -0.5)
+
+
+def test_segments_are_split_at_pauses_and_lose_no_text() -> None:
+    deltas = [delta(" a", 0.0, 0.5), delta("b", 0.0, 0.5), delta(" c", 1.2, 1.5), delta(" d", 2.5, 3.0)]
+    assert [(one.text, one.start, one.end) for one in segments(deltas)] == [(" ab c", 0.0, 1.5), (" d", 2.5, 3.0)]
+    assert [one.text for one in segments(deltas, pause_s=0.5)] == [" ab", " c", " d"]
+    assert segments([]) == []
+
+
+def test_a_pause_of_exactly_the_limit_splits() -> None:
+    assert len(segments([delta(" a", 0.0, 1.0), delta(" b", 1.5, 2.0)], pause_s=0.5)) == 2
+    assert len(segments([delta(" a", 0.0, 1.0), delta(" b", 1.25, 2.0)], pause_s=0.5)) == 1
+
+
+def test_the_pieces_of_one_word_are_never_split() -> None:
+    deltas = [delta(" long", 0.0, 3.0), delta("er", 0.0, 3.0), delta("est", 0.0, 3.0)]
+    assert [one.text for one in segments(deltas)] == [" longerest"]

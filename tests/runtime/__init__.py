@@ -1,0 +1,1 @@
+from voxpipe import accelerate as accelerate  # before the first import of MLX
