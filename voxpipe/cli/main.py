@@ -24,8 +24,18 @@ Examples:
 """
 
 
+class ReaderGone(Exception):
+    """The reader of our output has seen enough, which is no failure; click would end with status 1 on BrokenPipeError."""
+
+
 class DefaultToListen(click.Group):
     """`voxpipe [OPTIONS] [SOURCE…]` is `voxpipe listen [OPTIONS] [SOURCE…]`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as exc:
+            raise ReaderGone from exc
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own_options = {"--help", "-h", "--version"}
@@ -33,7 +43,10 @@ class DefaultToListen(click.Group):
             args = ["--help"]
         elif not args or (args[0] not in own_options and self._is_for_listen(args[0])):
             args = ["listen", *args]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except BrokenPipeError as exc:  # --help
+            raise ReaderGone from exc
 
     def _is_for_listen(self, word: str) -> bool:
         """Whether the first word is an option or a source; one that is neither is a command, maybe mistyped."""
@@ -92,9 +105,7 @@ def run(args: Sequence[str] | None = None, **extra: Any) -> int:
     except VoxpipeError as exc:
         click.echo(f"voxpipe: {exc}", err=True)
         return exc.status
-    except (BrokenPipeError, SystemExit) as exc:  # the reader of our output has seen enough: no failure
-        if isinstance(exc, SystemExit) and not isinstance(exc.__context__, BrokenPipeError):  # click exits with 1 on it
-            raise
+    except ReaderGone:
         silence_output(sys.stdout.buffer)
         return EX_OK
     except OSError as exc:

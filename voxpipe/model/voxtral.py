@@ -35,6 +35,8 @@ class VoxtralRealtime(nn.Module):
         self.encoder = Encoder(config.encoder, config.decoder.dim)
         self.decoder = Decoder(config.decoder)
         self._scales: dict[int, mx.array] = {}
+        # on the CPU a stream is a thread: the next group of a file is encoded while this one is decoded
+        self._encoder_stream = mx.new_stream(mx.cpu) if mx.default_device() == mx.cpu else mx.default_stream(mx.gpu)
 
     @property
     def config(self) -> ModelConfig:
@@ -57,7 +59,8 @@ class VoxtralRealtime(nn.Module):
 
     def encode(self, mel: mx.array, state: StreamState) -> mx.array:
         """(B, 8 T, n_mels) -> (B, T, dim) audio embeddings, T at most ENCODER_GROUP_TOKENS."""
-        return self.encoder(mel, state.encoder)
+        with mx.stream(self._encoder_stream):
+            return self.encoder(mel, state.encoder)
 
     def decode(self, audio_embeds: mx.array, tokens: mx.array, scales: mx.array, state: StreamState) -> mx.array:
         """Process new positions and return the logits of the last one.

@@ -65,10 +65,10 @@ class FrontEnd:
         taken, self._frames = self._frames[:n_frames], self._frames[n_frames:].copy()
         return taken
 
-    def ready(self) -> bool:
-        """Whether `take` would return a token."""
-        self._fill(1)
-        return len(self._frames) >= MEL_FRAMES_PER_TOKEN
+    def ready(self, n_tokens: int = 1) -> bool:
+        """Whether `take` would return so many tokens."""
+        self._fill(n_tokens)
+        return len(self._frames) >= n_tokens * MEL_FRAMES_PER_TOKEN
 
     def time_at(self, slot: float) -> float:
         """Seconds on the stream's clock of a (fractional) 80 ms slot after the left padding; slots must not decrease."""

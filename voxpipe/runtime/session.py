@@ -8,6 +8,7 @@ only if asked to.
 
 import logging
 from collections import deque
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +21,7 @@ from voxpipe.model.voxtral import DECODER_CHUNK_TOKENS, ENCODER_GROUP_TOKENS, Vo
 from voxpipe.output.transcript import Delta
 from voxpipe.runtime.frontend import FrontEnd, audible
 from voxpipe.runtime.source import StreamingAudioSource
+from voxpipe.runtime.words import WordClock
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +33,25 @@ RUT_PENALTY_STEP = 0.5
 RUT_PENALTY_MAX = 7.0
 RUT_AUDIBLE_SHARE = 0.1  # of the last RUT_BLANKS tokens: below it, silence is the better explanation
 
-MAX_WORD_S = 0.6  # assumed when nothing tells where a word began
-QUEUED_WORD_S = 0.1  # and how long a word lasts at least that had to wait for the one before to be written,
-QUEUED_LETTER_S = 0.08  # for each letter of its first piece
 CLEAR_CACHE_TOKENS = 256  # MLX's buffer pool otherwise grows; clearing it at every step would double the step
+
+
+@dataclass
+class Group:
+    """Audio embeddings made by one encoder call and not yet decoded."""
+
+    embeds: mx.array  # (1, T, dim)
+    audible: list[bool]  # whether there was sound in each token
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.audible)
+
+    def take(self, n: int) -> tuple[mx.array, list[bool]]:
+        """Remove and return the first n."""
+        taken = self.embeds[:, :n], self.audible[:n]
+        self.embeds, self.audible = self.embeds[:, n:], self.audible[n:]
+        return taken
 
 
 class StreamingSession:
@@ -78,7 +95,8 @@ class StreamingSession:
         self._front_end = FrontEnd(
             self._source, config.encoder, n_left_pad_tokens=config.n_left_pad_tokens, n_delay_tokens=n_delay
         )
-        self._embeds: mx.array | None = None  # (1, T, dim) audio embeddings not yet decoded
+        self._group: Group | None = None  # being decoded
+        self._next_group: Group | None = None  # being encoded meanwhile
         self._audible: deque[bool] = deque(maxlen=RUT_BLANKS)
         self._n_prompt = 1 + config.n_left_pad_tokens + n_delay
         self._position = 0  # of the next audio embedding to be decoded
@@ -107,7 +125,9 @@ class StreamingSession:
     @property
     def starved(self) -> bool:
         """Whether `step` can do nothing until there is more audio, a flush or the close."""
-        return self.done or (self._embeds is None and not self._front_end.ready() and not self._front_end.ended)
+        if self.done or self._group is not None or self._next_group is not None:
+            return self.done
+        return not self._front_end.ready() and not self._front_end.ended
 
     @property
     def audio_s(self) -> float:
@@ -120,7 +140,7 @@ class StreamingSession:
         return max(0, self._position - self._n_prompt + 1)
 
     def step(self, max_decode_tokens: int = 4) -> list[Delta]:
-        """Do a bounded piece of work: at most one encoder call and `max_decode_tokens` decoder calls.
+        """Do a bounded piece of work: at most two encoder calls and `max_decode_tokens` decoder calls.
 
         Returns:
             The deltas of this piece, none while the model waits or hears silence, and none once `done`.
@@ -128,10 +148,12 @@ class StreamingSession:
         deltas: list[Delta] = []
         if self.done:
             return deltas
-        if self._embeds is None:
-            self._encode()
+        if self._group is None:
+            self._group, self._next_group = self._next_group or self._encode(), None
+        if self._group is not None and self._next_group is None and self._front_end.ready(ENCODER_GROUP_TOKENS):
+            self._next_group = self._encode()
         for _ in range(max_decode_tokens):
-            if self._embeds is None or self.done:
+            if self._group is None or self.done:
                 break
             delta = self._decode()
             if delta is not None:
@@ -146,24 +168,29 @@ class StreamingSession:
         return deltas
 
     def _exhausted(self) -> bool:
-        return self._embeds is None and self._front_end.ended and not self._front_end.ready()
+        decoded = self._group is None and self._next_group is None
+        return decoded and self._front_end.ended and not self._front_end.ready()
 
-    def _encode(self) -> None:
+    def _encode(self) -> Group | None:
+        """Begin to encode the tokens that are there, up to a full group, without waiting for the result."""
         mel = self._front_end.take(ENCODER_GROUP_TOKENS)
-        if mel is not None:
-            self._audible.extend(audible(mel).tolist())
-            self._embeds = self._network.encode(mx.array(mel)[None], self._state)
-            mx.eval(self._embeds)
+        if mel is None:
+            return None
+        embeds = self._network.encode(mx.array(mel)[None], self._state)
+        mx.async_eval(embeds)  # type: ignore[no-untyped-call]
+        return Group(embeds, audible(mel).tolist())
 
     def _decode(self) -> Delta | None:
         """One decoder call: a piece of the prompt, or one token."""
-        assert self._embeds is not None
-        n_available = self._embeds.shape[1]
+        assert self._group is not None
         n_prompt_left = self._n_prompt - self._position
-        n = min(n_available, n_prompt_left, DECODER_CHUNK_TOKENS) if n_prompt_left > 0 else 1
+        n = min(self._group.n_tokens, n_prompt_left, DECODER_CHUNK_TOKENS) if n_prompt_left > 0 else 1
         ids = [self._token] + [self._config.streaming_pad_id] * (n - 1)
-        logits = self._network.decode(self._embeds[:, :n], mx.array([ids]), self._scales, self._state)
-        self._embeds = self._embeds[:, n:] if n < n_available else None
+        embeds, are_audible = self._group.take(n)
+        if not self._group.n_tokens:
+            self._group = None
+        self._audible.extend(are_audible)
+        logits = self._network.decode(embeds, mx.array([ids]), self._scales, self._state)
         self._position += n
         if self._position < self._n_prompt:
             mx.eval(self._state.decoder.arrays())
@@ -206,58 +233,5 @@ class StreamingSession:
     def _release(self) -> None:
         """Give the caches back; the session object may outlive its stream. A producer that goes on does not wait."""
         self._source.close()
-        self._embeds = None
+        self._group = self._next_group = None
         del self._state
-
-
-class WordClock:
-    """Turns tokens into deltas that know when their word was spoken.
-
-    The model writes a word's mark in the slot in which the word ends, and its pieces behind it. A word that ends while
-    another is still being written has no mark and comes late: its end lies between the end of the word before and its
-    first piece, sooner for a short word. Where a word begins, the end of the word before tells.
-    """
-
-    def __init__(self, text: TextStream, front_end: FrontEnd) -> None:
-        self._text = text
-        self._front_end = front_end
-        self._marked = True  # the next piece of text begins a word
-        self._start = self._end = 0.0
-        self._tokens: list[int] = []  # whose bytes have not become text yet
-        self._logprob = 0.0
-
-    def mark(self) -> None:
-        """The next piece of text begins a word."""
-        self._marked = True
-
-    def push(self, token: int, logprob: float, *, slot: int) -> Delta | None:
-        """Take the token generated for the `slot`-th 80 ms and return the text it completes, if any."""
-        text = self._text.push(token)
-        if not self._text.is_text(token):
-            return None
-        if self._marked or (text[:1].isspace() and not self._tokens):
-            self._begin_word(text, slot)
-        self._tokens.append(token)
-        self._logprob += logprob
-        return self._emit(text)
-
-    def finish(self) -> Delta | None:
-        """What is left of an unfinished character when the stream ends."""
-        return self._emit(self._text.finish())
-
-    def _begin_word(self, text: str, slot: int) -> None:
-        previous_end = self._end
-        # the piece follows its mark by one slot, and the word ended within the mark's slot
-        end = self._front_end.time_at(slot - 0.5)
-        if not self._marked:
-            end = min(end, previous_end + QUEUED_WORD_S + QUEUED_LETTER_S * len(text.strip()))
-        self._marked = False
-        self._end = max(previous_end, end)
-        self._start = max(previous_end, self._end - MAX_WORD_S)
-
-    def _emit(self, text: str) -> Delta | None:
-        if not text:
-            return None
-        delta = Delta(text, start=self._start, end=self._end, tokens=tuple(self._tokens), logprob=self._logprob)
-        self._tokens, self._logprob = [], 0.0
-        return delta

@@ -13,11 +13,13 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from voxpipe.accelerate import BLAS
 from voxpipe.audio.files import read_blocks
 from voxpipe.checkpoints.hub import Choice, resolve
 from voxpipe.checkpoints.load import DTYPES, build_network, load_tokenizer, read_checkpoint
 from voxpipe.config import ModelConfig
 from voxpipe.errors import AudioError, UsageError
+from voxpipe.model.linear import use_blocks
 from voxpipe.model.tokenizer import Tokenizer
 from voxpipe.model.voxtral import VoxtralRealtime
 from voxpipe.output.transcript import Delta, Transcript, segments
@@ -50,6 +52,8 @@ def load_choice(choice: Choice, *, dtype: str | None = None) -> "Transcriber":
     checkpoint = read_checkpoint(choice.directory)
     tokenizer = load_tokenizer(checkpoint)
     network = build_network(checkpoint, dtype=None if dtype is None else DTYPES[dtype])
+    if BLAS is not None and mx.default_device() == mx.cpu:
+        use_blocks(network)
     return Transcriber(network, tokenizer, name=choice.name)
 
 

@@ -15,7 +15,7 @@ import struct
 import termios
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import FrameType
@@ -52,21 +52,22 @@ class ListenOptions:
 
 
 class Wakeup:
-    """Wakes the loop from other threads and from signal handlers, which may take no lock."""
+    """Wakes the loop from other threads and, by way of `signal.set_wakeup_fd`, from signals.
+
+    It is a pipe, because a signal that comes just before a wait for a lock is not noticed until the lock is free.
+    """
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[None] = SimpleQueue()
-        self._is_set = False
+        self._read, self.descriptor = os.pipe()
+        os.set_blocking(self.descriptor, False)
 
     def set(self) -> None:
-        if not self._is_set:
-            self._is_set = True
-            self._queue.put(None)
+        with suppress(BlockingIOError):  # the pipe is full, so the loop will wake anyway
+            os.write(self.descriptor, b"x")
 
     def wait(self) -> None:
         """Wait for `set`; what it announced must be looked for afterwards."""
-        self._queue.get()
-        self._is_set = False
+        os.read(self._read, READ_BYTES)
 
 
 class Stream:
@@ -152,9 +153,6 @@ class Reader(threading.Thread):
                     stream.audio.close()
                 if not self._is_fifo:
                     break
-                if stream.error is not None:
-                    for _ in self._chunks(descriptor):  # whatever else this writer sends would begin another stream
-                        pass
         except OSError as exc:  # the pipe was removed or may not be opened any more
             log.error("%s: %s; it is not read any more", self._path, exc.strerror)
         finally:
@@ -200,6 +198,10 @@ class Reader(threading.Thread):
                 )
         except VoxpipeError as exc:
             stream.error = exc
+            self._wakeup.set()
+            if self._is_fifo:
+                for _ in self._chunks(descriptor):  # whatever else this writer sends would begin another stream
+                    pass
         except OSError as exc:
             place = "standard input" if self._path == "-" else self._path
             stream.error = InputError(f"cannot read {place}: {exc.strerror}")
@@ -224,6 +226,7 @@ class LiveStream:
         self._session = session
         self._events = StreamEvents(lines, stream=stream.name, source=stream.path)
         self._was_guarded = False
+        self._has_failed = False
 
     @property
     def error(self) -> VoxpipeError | None:
@@ -248,16 +251,26 @@ class LiveStream:
 
     def end(self, *, stopped: bool) -> bool:
         """Write the last events if the stream is over, and return whether it is."""
+        if self.error is not None and self._session.starved:
+            self._fail(self.error)  # now: a pipe's writer may stay for long
         if not self._session.done:
             return False
-        for code, message in self._stream.warnings:
-            self._events.warning(code, message)
-        if self.error is not None:
-            self._events.error(self.error.code, str(self.error))
+        self._warn()
         reason = "error" if self.error is not None else "signal" if stopped else "eof"
         self._events.done(reason=reason, audio_s=self._session.audio_s, truncated=self._session.truncated)
         self._stream.on_end()
         return True
+
+    def _warn(self) -> None:
+        while self._stream.warnings:
+            self._events.warning(*self._stream.warnings.pop(0))
+
+    def _fail(self, error: VoxpipeError) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            self._warn()
+            self._events.error(error.code, str(error))
+            log.error("%s", error)
 
 
 class Listener:
@@ -300,7 +313,6 @@ class Listener:
             for ended in [one for one in live if one.end(stopped=self._stopping)]:
                 live.remove(ended)
                 if ended.error is not None:
-                    log.error("%s", ended.error)
                     status = status or ended.error.status
             if any(worked):
                 continue
@@ -319,9 +331,11 @@ class Listener:
         handlers = dict.fromkeys(STOP_SIGNALS, self._on_stop)
         handlers[signal.SIGUSR1] = self._on_flush
         previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        previous_descriptor = signal.set_wakeup_fd(self._wakeup.descriptor, warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(previous_descriptor)
             for number, handler in previous.items():
                 signal.signal(number, handler)
 

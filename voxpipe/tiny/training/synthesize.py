@@ -1,0 +1,274 @@
+"""Synthetic speech: a Kokoro-82M worker that varies the speaker far beyond the voices of the pack.
+
+One worker process writes shards: SHARD.npy (int16, 16 kHz, utterances back to back, each a whole number of 25 ms
+frames) and SHARD.pkl (for each utterance: sentence index, frames, duration of every phoneme in frames). Durations are
+the synthesiser's own, so word times are exact.
+
+What varies: the blend of voices (any two or three, foreign ones too, also beyond the line between two), timbre and
+prosody from different blends, noise on the timbre, pitch, pitch range, tempo, rhythm of single phonemes, and
+pronunciations of other accents. Held-out voices are never touched.
+
+    python -m training.synthesize --kokoro DIR --sentences FILE --out DIR --shard 0 --n-shards 3 --until UNIX_TIME
+"""
+
+import argparse
+import math
+import pickle
+import random
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .text import Sentence, read_sentences
+
+HELD_OUT_VOICES = {"af_kore", "am_onyx", "bf_alice", "bm_daniel"}
+FRAME_SAMPLES = 400  # 25 ms at 16 kHz: one unit of phoneme duration (600 samples at the synthesiser's 24 kHz)
+ROUND_SENTENCES = 3000  # sentences planned together, so that batches of equal length can be formed
+BATCH_FRAMES = 14000  # decoder frames in one batch; bounds the memory of a worker at about 20 GB
+
+# Substitutions that keep the length of the phoneme string, so that word spans stay valid: (from, to, chance of each).
+ACCENTS: list[list[tuple[str, str, float]]] = [
+    [("θ", "s", 0.6), ("ð", "d", 0.6), ("ɪ", "i", 0.4), ("z", "s", 0.3), ("v", "w", 0.3), ("æ", "ɛ", 0.5)],
+    [("θ", "t", 0.6), ("ð", "d", 0.7), ("w", "v", 0.4), ("ʌ", "a", 0.5), ("æ", "ɛ", 0.4)],
+    [("θ", "f", 0.6), ("ð", "v", 0.3), ("ŋ", "n", 0.3), ("h", "ʔ", 0.0), ("ɾ", "t", 0.9)],
+    [("ɑ", "ɒ", 0.7), ("ɾ", "t", 0.9), ("æ", "a", 0.5), ("ɹ", "r", 0.5)],
+    [("ɪ", "ə", 0.3), ("ɛ", "ɪ", 0.4), ("æ", "ɛ", 0.4), ("t", "ɾ", 0.15), ("ʊ", "u", 0.4)],
+]
+
+
+@dataclass
+class Delivery:
+    """How one utterance is spoken. Blends are {voice: weight}, weights sum to 1 and may be negative."""
+
+    prosody: dict[str, float]
+    timbre: dict[str, float]
+    timbre_noise: float  # in standard deviations over the voices
+    speed: float
+    pitch: float
+    pitch_range: float  # exponent on the distance of F0 from its mean
+    rhythm: float  # standard deviation of the logarithm of phoneme durations
+
+
+def draw_blend(choose: random.Random, english: list[str], foreign: list[str]) -> dict[str, float]:
+    """Draw a blend of voices: mostly two, at times with a foreign one, three, or beyond the line between two."""
+    kind = choose.random()
+    if kind < 0.4 or not foreign:
+        return _weighted([choose.choice(english), choose.choice(english)], [choose.uniform(0.5, 1.0)])
+    if kind < 0.7:
+        return _weighted([choose.choice(english), choose.choice(foreign)], [choose.uniform(0.25, 0.75)])
+    if kind < 0.85:
+        first = choose.uniform(0.3, 0.6)
+        voices = [choose.choice(english), choose.choice(english), choose.choice(foreign)]
+        return _weighted(voices, [first, (1 - first) * 0.6])
+    return _weighted([choose.choice(english), choose.choice(english)], [choose.uniform(1.1, 1.35)])
+
+
+def _weighted(voices: list[str], first_weights: list[float]) -> dict[str, float]:
+    """Pair voices with weights; the last voice takes what is left to 1."""
+    blend: dict[str, float] = {}
+    for voice, weight in zip(voices, [*first_weights, 1 - sum(first_weights)], strict=True):
+        blend[voice] = blend.get(voice, 0.0) + weight
+    return blend
+
+
+def draw_delivery(choose: random.Random, english: list[str], foreign: list[str]) -> Delivery:
+    """Draw how an utterance is spoken; about one in eight is far from ordinary speech."""
+    prosody = draw_blend(choose, english, foreign)
+    timbre = draw_blend(choose, english, foreign) if choose.random() < 0.45 else prosody
+    wide = choose.random() < 0.15
+    return Delivery(
+        prosody=prosody,
+        timbre=timbre,
+        timbre_noise=choose.uniform(0.0, 0.8) if choose.random() < 0.6 else 0.0,
+        speed=min(1.5, max(0.65, choose.gauss(1.03, 0.17))),
+        pitch=choose.uniform(0.65, 1.5) if wide else math.exp(choose.gauss(0.0, 0.12)),
+        pitch_range=choose.uniform(0.4, 1.6),
+        rhythm=choose.uniform(0.0, 0.35),
+    )
+
+
+def accent(phonemes: str, choose: random.Random) -> str:
+    """Return the phonemes as a speaker of another accent might say them; same length."""
+    rules = choose.choice(ACCENTS)
+    strength = choose.uniform(0.4, 1.2)
+    table = {old: (new, chance * strength) for old, new, chance in rules}
+    return "".join(
+        table[symbol][0] if symbol in table and choose.random() < table[symbol][1] else symbol for symbol in phonemes
+    )
+
+
+class Speaker:
+    """The synthesiser with its voices, ready to speak batches."""
+
+    def __init__(self, kokoro: Path, device: str, half_precision: bool) -> None:
+        sys.path.insert(0, str(kokoro))
+        from kokoro_batch import Synth  # the pack's own module
+
+        self.device, self.half_precision = device, half_precision
+        self.synth = Synth(
+            str(kokoro / "kokoro82m_int8_torch.npz"),
+            str(kokoro / "vocab.json"),
+            str(kokoro),
+            str(kokoro / "voices_en28_fp16.npz"),
+            device,
+        )
+        self.english = [voice for voice in self.synth.V if voice not in HELD_OUT_VOICES]
+        self.foreign: list[str] = []
+        if (kokoro / "voices_other26_fp16.npz").exists():
+            pack = np.load(kokoro / "voices_other26_fp16.npz")
+            self.foreign = list(pack.files)
+            self.synth.V.update({voice: torch.from_numpy(pack[voice].astype(np.float32)) for voice in pack.files})
+        usable = torch.stack([self.synth.V[voice][60] for voice in self.english + self.foreign])
+        self.timbre_std = usable[:, :128].std(0).to(device)
+
+    @torch.inference_mode()
+    def plan(self, phonemes: list[str], deliveries: list[Delivery], noise: torch.Generator) -> list[dict[str, Any]]:
+        """Return one item for each utterance with its phoneme durations, not yet audible."""
+        items = self.synth.stage_a(phonemes, [d.prosody for d in deliveries], [d.speed for d in deliveries])
+        for item, text, delivery in zip(items, phonemes, deliveries, strict=True):
+            if delivery.timbre is not delivery.prosody:
+                style = self.synth.style(delivery.timbre, len(text) - 1)
+                item["ref"] = torch.cat((style[:128].to(self.device), item["ref"][128:]))
+            jolt = torch.randn(128, generator=noise).to(self.device) * self.timbre_std * delivery.timbre_noise
+            item["ref"] = torch.cat((item["ref"][:128] + jolt, item["ref"][128:]))
+            stretch = torch.exp(torch.randn(len(item["dur"]), generator=noise) * delivery.rhythm)
+            item["dur"] = torch.round(item["dur"] * stretch).clamp(min=1).long()
+            item["pitch"], item["pitch_range"] = delivery.pitch, delivery.pitch_range
+        return list(items)
+
+    @torch.inference_mode()
+    def speak(self, items: list[dict[str, Any]]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Speak items of nearly equal length.
+
+        Returns:
+            (n_items, n_samples) int16 at 16 kHz, and the phoneme durations in frames; the trailing pad of shorter
+            items is lengthened, so that all end together.
+        """
+        n_frames = max(int(item["dur"].sum()) for item in items)
+        expanded, text, durations = [], [], []
+        for item in items:
+            duration = item["dur"].clone()
+            duration[-1] += n_frames - int(duration.sum())
+            durations.append(duration.numpy())
+            index = torch.repeat_interleave(torch.arange(len(duration)), duration).to(self.device)
+            expanded.append(item["d"][index].T)
+            text.append(item["t"][:, index])
+        style = torch.stack([item["ref"] for item in items])
+        pitch_hz, energy = self.synth.M.predictor.F0Ntrain(torch.stack(expanded), style[:, 128:])
+        pitch_hz = self._move_pitch(pitch_hz, items)
+        with torch.autocast("cuda", dtype=torch.float16, enabled=self.half_precision and self.device != "cpu"):
+            audio = self.synth.M.decoder(torch.stack(text), pitch_hz, energy, style[:, :128])
+        audio = torch.nan_to_num(audio.reshape(len(items), -1).float())
+        n_samples = audio.shape[1] * 2 // 3  # 24 kHz to 16 kHz by cutting the spectrum
+        audio = torch.fft.irfft(torch.fft.rfft(audio)[:, : n_samples // 2 + 1], n=n_samples) * (2 / 3)
+        return (audio.clamp(-1, 1) * 32767).round().to(torch.int16).cpu().numpy(), durations
+
+    def _move_pitch(self, pitch_hz: torch.Tensor, items: list[dict[str, Any]]) -> torch.Tensor:
+        """Scale F0 and its distance from the mean where speech is voiced."""
+        voiced = pitch_hz > 30
+        n_voiced = voiced.sum(-1, keepdim=True).clamp(min=1)
+        log_pitch = pitch_hz.clamp(min=30).log()
+        mean = (log_pitch * voiced).sum(-1, keepdim=True) / n_voiced
+        shape = [-1] + [1] * (pitch_hz.dim() - 1)
+        shift = torch.tensor([math.log(item["pitch"]) for item in items], device=self.device).view(shape)
+        spread = torch.tensor([item["pitch_range"] for item in items], device=self.device).view(shape)
+        return torch.where(voiced, (mean + shift + (log_pitch - mean) * spread).exp().clamp(40, 600), pitch_hz)
+
+
+def group_by_length(items: list[tuple[int, dict[str, Any]]]) -> list[list[tuple[int, dict[str, Any]]]]:
+    """Group (sentence index, item) pairs whose lengths differ by at most 6 frames (150 ms)."""
+    items = sorted(items, key=lambda pair: int(pair[1]["dur"].sum()))
+    groups, start = [], 0
+    while start < len(items):
+        shortest = int(items[start][1]["dur"].sum())
+        limit = max(4, min(128, BATCH_FRAMES // max(1, shortest)))
+        stop = start
+        while stop < len(items) and stop - start < limit and int(items[stop][1]["dur"].sum()) - shortest <= 6:
+            stop += 1
+        groups.append(items[start:stop])
+        start = stop
+    return groups
+
+
+def work(speaker: Speaker, sentences: list[Sentence], options: argparse.Namespace) -> None:
+    """Speak this shard's sentences in random order, again and again with other deliveries, until the deadline."""
+    choose = random.Random(1000 * options.seed + options.shard)
+    noise = torch.Generator().manual_seed(1000 * options.seed + options.shard)
+    order = list(range(len(sentences)))
+    random.Random(options.seed).shuffle(order)
+    mine, done, part, n_samples, began = order[options.shard :: options.n_shards], 0, 0, 0, time.time()
+    while time.time() < options.until and (not options.limit or done < options.limit):
+        if done + ROUND_SENTENCES > len(mine):
+            choose.shuffle(mine)
+            done = 0
+        chosen = sorted(
+            mine[done : done + (options.limit or ROUND_SENTENCES)], key=lambda i: len(sentences[i].phonemes)
+        )
+        done += len(chosen)
+        items: list[tuple[int, dict[str, Any]]] = []
+        for start in range(0, len(chosen), 128):
+            batch = chosen[start : start + 128]
+            deliveries = [draw_delivery(choose, speaker.english, speaker.foreign) for _ in batch]
+            phonemes = [sentences[i].phonemes for i in batch]
+            phonemes = [accent(p, choose) if choose.random() < 0.2 else p for p in phonemes]
+            items += list(zip(batch, speaker.plan(phonemes, deliveries, noise), strict=True))
+        groups = group_by_length(items)
+        choose.shuffle(groups)
+        audio, rows = [], []
+        for group in groups:
+            if time.time() > options.until:
+                break
+            spoken, durations = speaker.speak([item for _, item in group])
+            for (index, _), samples, frames in zip(group, spoken, durations, strict=True):
+                audio.append(samples)
+                rows.append((index, len(samples) // FRAME_SAMPLES, frames.astype(np.int16)))
+                n_samples += len(samples)
+        if audio:
+            stem = options.out / f"s{options.shard}_{part}"
+            np.save(stem.with_suffix(".npy"), np.concatenate(audio))
+            stem.with_suffix(".tmp").write_bytes(pickle.dumps(rows))
+            stem.with_suffix(".tmp").rename(stem.with_suffix(".pkl"))  # the reader waits for this name
+            part += 1
+        hours = n_samples / 16000 / 3600
+        print(
+            f"shard {options.shard}: {hours:.2f} h, {hours * 3600 / (time.time() - began):.0f} x real time", flush=True
+        )
+    (options.out / f"done{options.shard}").write_text(str(n_samples))
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    parser = argparse.ArgumentParser(description="Kokoro synthesis worker")
+    parser.add_argument("--kokoro", type=Path, required=True, help="folder of the synthesiser pack")
+    parser.add_argument("--sentences", type=Path, required=True, help=".tsv.xz of book, text, phonemes")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shard", type=int, default=0)
+    parser.add_argument("--n-shards", type=int, default=1)
+    parser.add_argument("--until", type=float, required=True, help="Unix time at which to stop")
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--full-precision", action="store_true")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--limit", type=int, default=0, help="sentences to speak, for a rehearsal")
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_num_threads(2)
+    options.out.mkdir(parents=True, exist_ok=True)
+    speaker = Speaker(options.kokoro, options.device, not options.full_precision)
+    sentences = read_sentences(options.sentences)
+    print(
+        f"shard {options.shard} ready: {len(sentences)} sentences, {len(speaker.english)} English voices, "
+        f"{len(speaker.foreign)} foreign",
+        flush=True,
+    )
+    work(speaker, sentences, options)
+
+
+if __name__ == "__main__":
+    main()
