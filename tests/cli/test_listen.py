@@ -22,7 +22,8 @@ from voxpipe.cli import main
 from voxpipe.config import DELAYS_MS
 from voxpipe.errors import EX_CONFIG, EX_DATAERR, EX_IOERR, EX_NOINPUT, EX_OK, EX_USAGE, InputError
 from voxpipe.output.events import JsonLines, StreamEvents
-from voxpipe.service.listen import Listener, ListenOptions, is_fifo
+from voxpipe.service.listen import Listener
+from voxpipe.service.reader import ListenOptions, is_fifo
 
 NO_AUDIO = "no audio came in; pipe raw PCM or WAV, for example `ffmpeg -i FILE -f s16le -ar 16000 -ac 1 - | voxpipe`"
 

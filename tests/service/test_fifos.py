@@ -18,8 +18,9 @@ from tests.random_checkpoints import Sizes, write_checkpoint
 from voxpipe import Transcriber, load
 from voxpipe.errors import EX_OK
 from voxpipe.output.events import JsonLines
-from voxpipe.service import listen
-from voxpipe.service.listen import MAX_UNFINISHED, Listener, ListenOptions, n_waiting_bytes
+from voxpipe.service import reader
+from voxpipe.service.listen import Listener
+from voxpipe.service.reader import MAX_UNFINISHED, ListenOptions, n_waiting_bytes
 
 SMALL = Sizes(
     encoder_dim=16,
@@ -179,7 +180,7 @@ def test_a_writer_who_comes_between_two_streams_is_heard(
     """In this process, so that he comes at the very moment: when one stream has ended and the next is not yet awaited."""
     came: list[int] = []
     opened: list[str] = []
-    real_open, real_waiting = os.open, listen.n_waiting_bytes
+    real_open, real_waiting = os.open, reader.n_waiting_bytes
 
     def come() -> int:
         came.append(real_open(fifo, os.O_WRONLY | os.O_NONBLOCK))  # fails where nobody reads
@@ -203,7 +204,7 @@ def test_a_writer_who_comes_between_two_streams_is_heard(
     if stays:
         monkeypatch.setattr(os, "open", open_late)
     else:
-        monkeypatch.setattr(listen, "n_waiting_bytes", look_late)
+        monkeypatch.setattr(reader, "n_waiting_bytes", look_late)
     output = io.BytesIO()
     is_over = threading.Event()
 
@@ -228,10 +229,10 @@ def test_writers_wait_when_too_many_streams_are_not_decoded(
     fifo: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process, where the model comes late."""
-    streams: list[listen.Stream] = []
+    streams: list[reader.Stream] = []
     n_bytes = 3_200
 
-    class Counted(listen.Stream):
+    class Counted(reader.Stream):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             streams.append(self)
@@ -253,7 +254,7 @@ def test_writers_wait_when_too_many_streams_are_not_decoded(
     ending = threading.Thread(target=end)
 
     output = io.BytesIO()
-    monkeypatch.setattr(listen, "Stream", Counted)
+    monkeypatch.setattr(reader, "Stream", Counted)
     assert Listener([str(fifo)], ListenOptions(), JsonLines(output)).run(write_then_load) == EX_OK
     ends = [event["audio_s"] for event in parse(output.getvalue()) if event["type"] == "done"]
     assert ends == [n_bytes / 32_000] * (MAX_UNFINISHED + 1)

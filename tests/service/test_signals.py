@@ -16,7 +16,8 @@ from tests.random_checkpoints import EVEN, write_checkpoint
 from voxpipe import load
 from voxpipe.errors import EX_OK
 from voxpipe.output.events import JsonLines
-from voxpipe.service.listen import Listener, ListenOptions
+from voxpipe.service.listen import Listener
+from voxpipe.service.reader import ListenOptions
 
 HALF = len(s16le(BEACH)) // 4 * 2  # 2.71 s: "but I was still on the same beach and I saw"
 

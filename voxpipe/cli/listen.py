@@ -42,7 +42,8 @@ def listen(
     A named pipe is read for ever, each of its writers a stream; everything else until its end. SIGINT and SIGTERM end
     the streams with what was heard, SIGUSR1 writes out pending words.
     """
-    from voxpipe.service.listen import Listener, ListenOptions
+    from voxpipe.service.listen import Listener
+    from voxpipe.service.reader import ListenOptions
 
     AudioDecoder.from_options(encoding, rate=rate, channels=channels)  # refuse what cannot be read before loading
     paths = list(sources) or ["-"]
