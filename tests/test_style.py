@@ -1,5 +1,6 @@
 """What style promises about imports and start-up, held by running them."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -30,3 +31,10 @@ print(place.library.decode())"""  # the first of that name in the process is the
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX's Linux wheels need another BLAS")
 def test_says_so_when_mlx_was_imported_first() -> None:
     assert "import voxpipe first" in run_python("import mlx.core, voxpipe")
+
+
+def test_a_peer_is_timed_without_our_blas() -> None:
+    """The package puts OpenBLAS under MLX for its whole process, so the peer's process must not import it."""
+    work = importlib.util.find_spec("voxpipe.bench.work")
+    assert work is not None
+    assert run_python(f"import runpy, sys; runpy.run_path({work.origin!r}); print('voxpipe' in sys.modules)") == "False"

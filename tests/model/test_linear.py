@@ -5,6 +5,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from voxpipe import load
+from voxpipe.accelerate import BLAS
 from voxpipe.model import linear
 from voxpipe.model.linear import BlockedEmbedding, BlockedLinear, use_blocks
 
@@ -41,3 +43,13 @@ def test_network_keeps_what_does_not_divide() -> None:
     use_blocks(network)
     assert [type(layer) for layer in network.layers] == [BlockedLinear, nn.Linear, BlockedEmbedding]
     np.testing.assert_allclose(np.array(network.layers[1](network.layers[0](x))), expected, atol=1e-5)
+
+
+@pytest.mark.skipif(BLAS is None or mx.default_device() != mx.cpu, reason="only OpenBLAS gains from blocks")
+def test_loading_uses_blocks_and_leaves_the_delay_modulation() -> None:
+    network = load("tiny").network
+    kinds = {path: type(module) for path, module in network.named_modules() if "weight" in module}
+    plain = {path for path, kind in kinds.items() if kind in (nn.Linear, nn.Embedding)}
+    assert plain == {path for path in kinds if ".ada." in path}
+    assert kinds["decoder.embed_tokens"] is BlockedEmbedding
+    assert kinds["encoder.layers.0.mlp.up_proj"] is BlockedLinear
