@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxpipe import accelerate as accelerate  # before anything imports MLX
 from voxpipe.errors import AudioError as AudioError
+from voxpipe.errors import BusyError as BusyError
 from voxpipe.errors import InputError as InputError
 from voxpipe.errors import ModelError as ModelError
 from voxpipe.errors import UsageError as UsageError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from voxpipe.output.transcript import Delta as Delta
     from voxpipe.output.transcript import Segment as Segment
     from voxpipe.output.transcript import Transcript as Transcript
+    from voxpipe.runtime.engine import Engine as Engine
     from voxpipe.runtime.session import StreamingSession as StreamingSession
     from voxpipe.runtime.source import StreamingAudioSource as StreamingAudioSource
     from voxpipe.runtime.transcriber import Transcriber as Transcriber
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 # imported when they are first used, so that `voxpipe --help` does not load MLX
 _LAZY = {
     "Delta": "voxpipe.output.transcript",
+    "Engine": "voxpipe.runtime.engine",
     "Segment": "voxpipe.output.transcript",
     "StreamingAudioSource": "voxpipe.runtime.source",
     "StreamingSession": "voxpipe.runtime.session",

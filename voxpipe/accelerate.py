@@ -6,6 +6,9 @@ program that imports MLX itself must import voxpipe before. On macOS (Accelerate
 
 OpenBLAS gets one thread unless OPENBLAS_NUM_THREADS says otherwise: its threads wait for each other spinning, which on a
 busy machine made a stream ten times slower, and `voxpipe.model.linear` leaves them nothing to gain.
+
+MLX evaluates graphs wider than 20 operations depth first, one half of a batch after the other, and its threads then have
+nothing to do at the same time; so the limit is raised.
 """
 
 import ctypes
@@ -16,6 +19,9 @@ import sys
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+
+os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
 
 
 def preload_blas() -> ctypes.CDLL | None:

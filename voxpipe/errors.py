@@ -15,6 +15,7 @@ EX_UNAVAILABLE = os.EX_UNAVAILABLE  # 69: something needed is not installed or n
 EX_SOFTWARE = os.EX_SOFTWARE  # 70: a defect of ours
 EX_CANTCREAT = os.EX_CANTCREAT  # 73: the output cannot be made
 EX_IOERR = os.EX_IOERR  # 74: reading or writing failed on the way
+EX_TEMPFAIL = os.EX_TEMPFAIL  # 75: it would work at another moment
 EX_CONFIG = os.EX_CONFIG  # 78: model or configuration is wrong; a restart will not help
 
 
@@ -60,8 +61,28 @@ class UnavailableError(VoxpipeError, RuntimeError):
     code = "unavailable"
 
 
+class BusyError(VoxpipeError, RuntimeError):
+    """All places are taken; later there may be one."""
+
+    status = EX_TEMPFAIL
+    code = "busy"
+
+
 class ModelError(VoxpipeError, ValueError):
     """A checkpoint is missing, damaged, or of a kind that cannot be loaded."""
 
     status = EX_CONFIG
     code = "model"
+
+
+class ConfigError(VoxpipeError, ValueError):
+    """A configuration file cannot be read or says something that is not allowed."""
+
+    status = EX_CONFIG
+    code = "config"
+
+
+def status_of(code: str) -> int:
+    """The exit status of the `error` event with this code."""
+    kinds = [VoxpipeError, *VoxpipeError.__subclasses__()]
+    return next((kind.status for kind in kinds if kind.code == code), EX_SOFTWARE)

@@ -373,10 +373,14 @@ def test_everything_is_cast(stored: mx.Dtype, wanted: mx.Dtype, tmp_path: Path) 
     assert read_checkpoint(directory).dtype == stored
     network = load_network(directory, dtype=wanted)
     assert {array.dtype for _, array in tree_flatten(network.parameters())} == {wanted}
-    state = network.make_state()
-    assert state.encoder.conv1_tail.dtype == wanted
+    state = network.make_state(6)
     assert network.delay_scales(6).dtype == wanted
-    assert network.encode(mx.zeros((1, 8, 128)), state).dtype == wanted
+    (embeds,) = network.encode([(state, np.zeros((8, 128), np.float32))])
+    assert embeds.dtype == wanted
+    assert network.decode([embeds], [[1]], [state]).dtype == wanted
+    caches = [array for ring in (state.encoder.ring, state.decoder) for array in ring.tray.arrays()]
+    assert len(caches) == 2 * (AWKWARD.encoder_layers + AWKWARD.decoder_layers)
+    assert {array.dtype for array in caches} == {wanted}
 
 
 def test_mixed_types_are_cast(directory: Path) -> None:
@@ -425,8 +429,8 @@ def test_quantized_equals_dequantized(modules: str, bits: int, tmp_path: Path) -
 def test_dequantized_is_what_was_quantized(bits: int, tmp_path: Path) -> None:
     """Weight by weight within a step of the float checkpoint, and not equal to it."""
     quantization = Quantization(bits, group_size=32)
-    plain = load_network(write_checkpoint(tmp_path / "plain", sizes=EVEN))
-    got = load_network(write_quantized(tmp_path / "model", quantization))
+    plain = load_network(write_checkpoint(tmp_path / "plain", sizes=EVEN), fuse=False)
+    got = load_network(write_quantized(tmp_path / "model", quantization), fuse=False)
     expected = dict(tree_flatten(plain.parameters()))
     n_changed = 0
     for name, array in tree_flatten(got.parameters()):
@@ -467,10 +471,13 @@ def test_bits_of_single_modules(tmp_path: Path) -> None:
     """Mixed precision, as converters write it: the head and one projection at 8 bits, the rest at 4."""
     overrides = (("decoder.tok_embeddings", 8), ("encoder.transformer_layers.1.attention.wq", 6))
     directory = write_quantized(tmp_path / "model", Quantization(4, overrides=overrides))
-    network = load_network(directory, dequantize=False)
+    network = load_network(directory, dequantize=False, fuse=False)
     assert network.decoder.embed_tokens.bits == 8
     assert network.encoder.layers[1].attention.q_proj.bits == 6
     assert network.encoder.layers[0].attention.q_proj.bits == 4
+    network.fuse()
+    assert [one.bits for one in network.encoder.layers[1].attention.qkv.maps] == [6, 4, 4]
+    assert network.encoder.layers[0].attention.qkv.bits == 4
     for got, expected in zip(outputs(network), outputs(load_network(directory)), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
 

@@ -18,8 +18,13 @@ COMMAND = (sys.executable, "-m", "voxpipe")
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """Ours, with the embedded model and no network; None removes a variable."""
-    variables = {**os.environ, "VOXPIPE_MODEL": "tiny", "HF_HUB_OFFLINE": "1"}
+    """Ours, with the embedded model, no network and no daemon; None removes a variable."""
+    variables = {
+        **os.environ,
+        "VOXPIPE_MODEL": "tiny",
+        "HF_HUB_OFFLINE": "1",
+        "VOXPIPE_SOCKET": "/nonexistent/voxpipe.sock",
+    }
     for name, value in changes.items():
         if value is None:
             variables.pop(name, None)

@@ -23,7 +23,8 @@ from voxpipe.config import DELAYS_MS
 from voxpipe.errors import EX_CONFIG, EX_DATAERR, EX_IOERR, EX_NOINPUT, EX_OK, EX_USAGE, InputError
 from voxpipe.output.events import JsonLines, StreamEvents
 from voxpipe.service.listen import Listener
-from voxpipe.service.reader import ListenOptions, is_fifo
+from voxpipe.service.reader import AudioOptions, is_fifo
+from voxpipe.service.stream import StreamOptions
 
 NO_AUDIO = "no audio came in; pipe raw PCM or WAV, for example `ffmpeg -i FILE -f s16le -ar 16000 -ac 1 - | voxpipe`"
 
@@ -166,7 +167,7 @@ def heard(tiny: Transcriber, tmp_path: Path, data: bytes, **options: Any) -> lis
     source = tmp_path / "audio.raw"
     source.write_bytes(data)
     output = io.BytesIO()
-    listener = Listener([str(source)], ListenOptions(**options), JsonLines(output))
+    listener = Listener([str(source)], AudioOptions(**options), StreamOptions(), JsonLines(output))
     assert listener.run(lambda: tiny) == EX_OK
     return parse(output.getvalue())
 

@@ -1,12 +1,15 @@
 """Walk the graph of an MLX function and find what is computed in float32 when the model is not.
 
 `mx.export_function` hands a callback every primitive with the types of its inputs and outputs. Two kinds of float32 are
-meant: the rotation of queries and keys (up, turn as complex numbers, down) and the statistics inside RMS norms. Each is
-an island in the graph: float32 values that touch 16-bit ones only through the cast that makes them and the cast that
-ends them. Everything else in float32 is a leak: it costs speed and memory, and spreads.
+meant: the rotation of queries and keys (the channels and their partners up, two products, their sum down) and the
+statistics inside RMS norms. Each is an island in the graph: float32 values that touch 16-bit ones only through the casts
+that make them and the cast that ends them. Everything else in float32 is a leak: it costs speed and memory, and spreads.
+
+What the host computes for a call (mel frames, angles) is in the graph as a constant in float32; it must be cast at once
+or belong to a rotation.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 WIDE = (mx.float32, mx.complex64, mx.float64)
-ROTATION = {"AsType", "View", "Broadcast", "ExpandDims", "Multiply"}
+ROTATION = {"AsType": 3, "Multiply": 2, "Add": 1}
 NORM = {
     "AsType",
     "Square",
@@ -77,9 +80,19 @@ def trace(function: Callable[..., Any], *args: mx.array) -> Graph:
     return graph
 
 
+def made_of_constants(graph: Graph) -> set[str]:
+    """Values that no input of the function sways."""
+    fixed = set(graph.constants)
+    for primitive in graph.primitives:
+        if fixed.issuperset(primitive.inputs):
+            fixed.update(primitive.outputs)
+    return fixed
+
+
 def wide_islands(graph: Graph) -> list[list[Primitive]]:
     """Primitives that read or make float32, grouped by the float32 values they share."""
     parent: dict[str, str] = {}
+    fixed = made_of_constants(graph)
 
     def root(name: str) -> str:
         while parent.setdefault(name, name) != name:
@@ -88,12 +101,9 @@ def wide_islands(graph: Graph) -> list[list[Primitive]]:
 
     def wide(primitive: Primitive) -> list[str]:
         # a constant, such as an epsilon or the angles, is shared by islands without joining them
-        return [name for name in primitive.inputs + primitive.outputs if graph.is_wide(name) and not fixed[name]]
+        return [name for name in primitive.inputs + primitive.outputs if graph.is_wide(name) and name not in fixed]
 
-    fixed: dict[str, bool] = defaultdict(bool, dict.fromkeys(graph.constants, True))
     for primitive in graph.primitives:
-        if primitive.inputs and all(fixed[name] for name in primitive.inputs):
-            fixed.update(dict.fromkeys(primitive.outputs, True))  # made of constants only
         values = wide(primitive)
         for name in values[1:]:
             parent[root(name)] = root(values[0])
@@ -105,22 +115,18 @@ def wide_islands(graph: Graph) -> list[list[Primitive]]:
     return list(islands.values())
 
 
+def wide_weights(*arrays: mx.array) -> list[str]:
+    """One line for each array that is kept in float32 and should not be."""
+    return [f"a weight or state of shape {array.shape} is {array.dtype}" for array in arrays if array.dtype in WIDE]
+
+
 def leaks(graph: Graph) -> list[str]:
     """One line for everything that is float32 and should not be."""
-    found = [
-        f"a weight or state of shape {array.shape} is {array.dtype}"
-        for array in graph.constants.values()
-        if array.dtype in (mx.float32, mx.float64) and array.size > 1
-    ]
-    found += [f"an output is {graph.types[name]}" for name in graph.outputs if graph.is_wide(name)]
+    found = [f"an output is {graph.types[name]}" for name in graph.outputs if graph.is_wide(name)]
     for island in wide_islands(graph):
         names = {primitive.name for primitive in island}
-        is_rotation = "View" in names and names <= ROTATION
+        is_rotation = Counter(primitive.name for primitive in island) == ROTATION
         is_norm = {"Square", "Reduce"} <= names <= NORM
-        read = {
-            name for primitive in island for name in primitive.inputs if name in graph.inputs and graph.is_wide(name)
-        }
-        is_input_cast = bool(read) and names == {"AsType"}
         entries = [
             primitive
             for primitive in island
@@ -131,7 +137,7 @@ def leaks(graph: Graph) -> list[str]:
             for primitive in island
             if primitive.name == "AsType" and not any(graph.is_wide(name) for name in primitive.outputs)
         ]
-        closed = len(entries) == 1 and len(exits) == 1
-        if not (is_input_cast or (closed and (is_rotation or is_norm))):
+        closed = len(entries) == (2 if is_rotation else 1) and len(exits) == 1
+        if not (closed and (is_rotation or is_norm)):
             found.append("float32 flows through " + ", ".join(sorted(names)))
     return found

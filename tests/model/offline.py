@@ -17,8 +17,14 @@ RIGHT_PAD_TOKENS = 11  # and the delay
 BOS, STREAMING_PAD = 1, 32
 
 
-def load_network(directory: Path, *, dtype: mx.Dtype = mx.float32, dequantize: bool = True) -> VoxtralRealtime:
-    return build_network(read_checkpoint(directory), dtype=dtype, dequantize=dequantize)
+def load_network(
+    directory: Path, *, dtype: mx.Dtype = mx.float32, dequantize: bool = True, fuse: bool = True
+) -> VoxtralRealtime:
+    """A network that is ready to run, or with `fuse=False` in the checkpoint's form."""
+    network = build_network(read_checkpoint(directory), dtype=dtype, dequantize=dequantize)
+    if fuse:
+        network.fuse()
+    return network
 
 
 def padded(samples: Floats, n_delay_tokens: int) -> Floats:
@@ -40,10 +46,9 @@ def prompt(n_delay_tokens: int) -> list[int]:
 
 def audio_embeds(network: VoxtralRealtime, mel: Floats, *, group: int = ENCODER_GROUP_TOKENS) -> mx.array:
     """(8 T, n_mels) -> (T, dim), `group` tokens a call."""
-    state = network.make_state()
-    frames = mx.array(mel)[None]
-    parts = [network.encode(frames[:, i : i + 8 * group], state) for i in range(0, len(mel), 8 * group)]
-    return mx.concatenate(parts, axis=1)[0]
+    state = network.make_state(1)
+    parts = [network.encode([(state, mel[i : i + 8 * group])])[0] for i in range(0, len(mel), 8 * group)]
+    return mx.concatenate(parts)
 
 
 def logits(
@@ -56,31 +61,31 @@ def logits(
     first_token: int = 0,
 ) -> Floats:
     """Teacher-forced logits of every position, (T, vocab_size), `chunk` positions a call."""
-    state = network.make_state(first_token=first_token)
-    x = (embeds + network.decoder.embed_tokens(mx.array(tokens)))[None]
-    scales = network.delay_scales(n_delay_tokens)
-    parts = [network.decoder(x[:, i : i + chunk], scales, state.decoder) for i in range(0, len(tokens), chunk)]
-    return np.array(network.decoder.logits(mx.concatenate(parts, axis=1))[0].astype(mx.float32))
+    state = network.make_state(n_delay_tokens, first_token=first_token)
+    parts = [
+        network.decode([embeds[i : i + chunk]], [tokens[i : i + chunk].tolist()], [state])
+        for i in range(0, len(tokens), chunk)
+    ]
+    return np.array(mx.concatenate(parts).astype(mx.float32))
 
 
 def greedy_tokens(network: VoxtralRealtime, samples: Floats, delay_ms: int, *, eos: int | None = 2) -> list[int]:
     """The sampled ids, one for each audio embedding from the prompt's last on."""
     n_delay_tokens = delay_ms // 80
-    embeds = audio_embeds(network, padded_mel(samples, n_delay_tokens))[None]
-    scales = network.delay_scales(n_delay_tokens)
-    state = network.make_state()
+    embeds = audio_embeds(network, padded_mel(samples, n_delay_tokens))
+    state = network.make_state(n_delay_tokens)
     given = prompt(n_delay_tokens)
     for start in range(0, len(given), DECODER_CHUNK_TOKENS):
         part = given[start : start + DECODER_CHUNK_TOKENS]
-        step = network.decode(embeds[:, start : start + len(part)], mx.array([part]), scales, state)
+        step = network.decode([embeds[start : start + len(part)]], [part], [state])
     sampled = [_best(step)]
-    for position in range(len(given), embeds.shape[1]):
+    for position in range(len(given), len(embeds)):
         if sampled[-1] == eos:
             break
-        step = network.decode(embeds[:, position : position + 1], mx.array([[sampled[-1]]]), scales, state)
+        step = network.decode([embeds[position : position + 1]], [[sampled[-1]]], [state])
         sampled.append(_best(step))
     return sampled
 
 
 def _best(logits: mx.array) -> int:
-    return int(np.array(logits[0].astype(mx.float32)).argmax())
+    return int(np.array(logits[-1].astype(mx.float32)).argmax())

@@ -52,11 +52,11 @@ def test_time_embedding(n_delay_tokens: int, values: list[float], total: float) 
 @pytest.mark.parametrize("n_delay_tokens", [1, 6, 30])
 def test_delay_scales(network: VoxtralRealtime, tensors: Tensors, n_delay_tokens: int) -> None:
     scales = np.array(network.delay_scales(n_delay_tokens))
-    assert scales.shape == (AWKWARD.decoder_layers, 1, 1, AWKWARD.decoder_dim)
+    assert scales.shape == (AWKWARD.decoder_layers, AWKWARD.decoder_dim)
     reference = Reference(tensors, AWKWARD)
     for layer in range(AWKWARD.decoder_layers):
         expected = reference.delay_scale(layer, n_delay_tokens)
-        np.testing.assert_allclose(scales[layer, 0, 0], expected, atol=2e-6)
+        np.testing.assert_allclose(scales[layer], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("chunk", range(1, 17))
@@ -92,44 +92,45 @@ def test_position_changes_nothing(network: VoxtralRealtime, expected: Floats, fi
     np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 
 
-def test_decode_returns_the_last_position(network: VoxtralRealtime, expected: Floats) -> None:
+def test_decode_returns_every_position(network: VoxtralRealtime, expected: Floats) -> None:
     embeds, tokens = inputs(1)
-    state, scales = network.make_state(), network.delay_scales(6)
+    state = network.make_state(6)
     for start, stop in ((0, 32), (32, 39), (39, 40), (40, 41)):
-        got = network.decode(embeds[None, start:stop], mx.array(tokens[None, start:stop]), scales, state)
-        assert got.shape == (1, AWKWARD.vocab_size)
-        np.testing.assert_allclose(np.array(got[0]), expected[stop - 1], atol=TOLERANCE)
+        got = network.decode([embeds[start:stop]], [tokens[start:stop].tolist()], [state])
+        assert got.shape == (stop - start, AWKWARD.vocab_size)
+        np.testing.assert_allclose(np.array(got), expected[start:stop], atol=TOLERANCE)
 
 
-def test_batch_of_different_delays_equals_each_alone(network: VoxtralRealtime) -> None:
+@pytest.mark.parametrize("sizes", [(5, 5, 5), (1, 4, 2), (3, 1, 1)])
+def test_batch_of_different_delays_equals_each_alone(network: VoxtralRealtime, sizes: tuple[int, ...]) -> None:
     delays = (1, 6, 30)
     streams = [inputs(seed) for seed in (1, 2, 3)]
-    state = network.make_state(batch=3)
-    scales = mx.concatenate([network.delay_scales(delay) for delay in delays], axis=1)
-    embeds = mx.stack([embeds for embeds, _ in streams])
-    tokens = mx.array(np.stack([tokens for _, tokens in streams]))
+    states = [network.make_state(delay) for delay in delays]
     alone = [logits(network, *stream, delay) for stream, delay in zip(streams, delays, strict=True)]
-    for start in range(0, LENGTH, 5):
-        got = np.array(network.decode(embeds[:, start : start + 5], tokens[:, start : start + 5], scales, state))
-        for row in range(3):
-            np.testing.assert_allclose(got[row], alone[row][start + 4], atol=TOLERANCE)
+    for call in range(LENGTH // max(sizes)):
+        spans = [slice(n * call, n * (call + 1)) for n in sizes]
+        embeds = [embeds[span] for (embeds, _), span in zip(streams, spans, strict=True)]
+        tokens = [tokens[span].tolist() for (_, tokens), span in zip(streams, spans, strict=True)]
+        got = np.array(network.decode(embeds, tokens, states))
+        expected = np.concatenate([part[span] for part, span in zip(alone, spans, strict=True)])
+        np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 
 
 def test_batch_of_unequal_lengths_equals_each_alone(network: VoxtralRealtime) -> None:
-    """Row 1 begins 37 steps after row 0, past row 0's window; until then its steps do not count."""
+    """The second stream begins 37 steps after the first, past the first one's window."""
     first, second = inputs(4), inputs(5)
     expected = [logits(network, *stream, 6) for stream in (first, second)]
-    state, scales, late = network.make_state(batch=2), network.delay_scales(6), 37
+    states, late = [network.make_state(6), network.make_state(6)], 37
     for step in range(LENGTH):
-        at = (step, max(0, step - late))
-        embeds = mx.stack([first[0][at[0] : at[0] + 1], second[0][at[1] : at[1] + 1]])
-        tokens = mx.array(np.array([[first[1][at[0]]], [second[1][at[1]]]]))
-        if step <= late:
-            state.decoder.lengths[1] = 0
-        got = np.array(network.decode(embeds, tokens, scales, state))
-        np.testing.assert_allclose(got[0], expected[0][at[0]], atol=TOLERANCE)
-        np.testing.assert_allclose(got[1], expected[1][at[1]], atol=TOLERANCE)
-    np.testing.assert_array_equal(state.decoder.lengths, [LENGTH, LENGTH - late])
+        at = [step] if step < late else [step, step - late]
+        streams = list(zip((first, second), at, strict=False))
+        got = network.decode(
+            [embeds[i : i + 1] for (embeds, _), i in streams],
+            [[int(tokens[i])] for (_, tokens), i in streams],
+            states[: len(at)],
+        )
+        np.testing.assert_allclose(np.array(got), [expected[row][i] for row, i in enumerate(at)], atol=TOLERANCE)
+    assert [state.decoder.length for state in states] == [LENGTH, LENGTH - late]
 
 
 def test_every_tensor_matters(tensors: Tensors, expected: Floats) -> None:

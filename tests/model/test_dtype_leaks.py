@@ -2,26 +2,32 @@
 
 import copy
 import copyreg
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
-from tests.model.graph_types import Graph, leaks, trace, wide_islands
+from tests.model.graph_types import Graph, leaks, trace, wide_islands, wide_weights
 from tests.model.offline import load_network
 from tests.random_checkpoints import AWKWARD, EVEN, Quantization, write_checkpoint
 from voxpipe.model import cache as cache_module
+from voxpipe.model import encoder as encoder_module
+from voxpipe.model import pack as pack_module
+from voxpipe.model import rope
 from voxpipe.model.decoder import Decoder, DelayModulation
-from voxpipe.model.encoder import Encoder
 from voxpipe.model.voxtral import StreamState, VoxtralRealtime
 
 copyreg.pickle(mx.Dtype, str)  # a type is its own deep copy
 LOW = [mx.bfloat16, mx.float16]
 TOKENS = 3
+BOS = 1
+SILENCE = np.full((8 * TOKENS, 128), -0.625, np.float32)
 
 
 @pytest.fixture(params=LOW, ids=["bf16", "fp16"])
@@ -33,22 +39,47 @@ def dtype(request: pytest.FixtureRequest) -> mx.Dtype:
 @pytest.fixture
 def low(dtype: mx.Dtype, tmp_path: Path) -> VoxtralRealtime:
     """A float32 checkpoint, loaded in 16 bits."""
-    return load_network(write_checkpoint(tmp_path / "model", sizes=AWKWARD), dtype=dtype)
+    return load_low(write_checkpoint(tmp_path / "model", sizes=AWKWARD), dtype)
 
 
-def encode_graph(network: VoxtralRealtime, state: StreamState | None = None) -> Graph:
-    state = copy.deepcopy(state) if state else network.make_state()  # a trace leaves its tracers in the state
-    return trace(lambda mel: network.encode(mel, state), mx.zeros((1, 8 * TOKENS, 128)))
+def load_low(directory: Path, dtype: mx.Dtype, *, dequantize: bool = True) -> VoxtralRealtime:
+    """With one lane, so that a graph holds every layer once."""
+    network = load_network(directory, dtype=dtype, dequantize=dequantize)
+    network._lanes = network.lanes[:1]
+    return network
 
 
-def decode_graph(network: VoxtralRealtime, state: StreamState | None = None) -> Graph:
-    state = copy.deepcopy(state) if state else network.make_state()
-    scales = network.delay_scales(6)
-    embeds = mx.zeros(
-        (len(state.decoder.lengths), TOKENS, network.config.decoder.dim), network.decoder.norm.weight.dtype
-    )
-    tokens = mx.zeros(embeds.shape[:2], mx.int32)
-    return trace(lambda x, y: network.decode(x, y, scales, state), embeds, tokens)
+def encode_graph(network: VoxtralRealtime, states: Sequence[StreamState] = ()) -> Graph:
+    """The mel frames come from the host: the input that all else follows from is the first convolution's bias."""
+    states = copy.deepcopy(states) if states else [network.make_state(6)]  # a trace leaves its tracers in the state
+    bias = network.encoder.conv1.bias
+
+    def encode(traced: mx.array) -> list[mx.array]:
+        network.encoder.conv1.bias = traced
+        return network.encode([(state, SILENCE) for state in states])
+
+    try:
+        return trace(encode, bias)
+    finally:
+        network.encoder.conv1.bias = bias
+
+
+def decode_graph(network: VoxtralRealtime, states: Sequence[StreamState] = (), *, n_new: int = TOKENS) -> Graph:
+    states = copy.deepcopy(states) if states else [network.make_state(6)]
+    for state in states:
+        network.delay_scales(state.n_delay_tokens)
+    embeds = mx.zeros((n_new, network.config.decoder.dim), network.dtype)
+    return trace(lambda x: network.decode([x] * len(states), [[BOS] * n_new] * len(states), states), embeds)
+
+
+def all_leaks(network: VoxtralRealtime) -> list[str]:
+    """Of weights, of caches, and of both graphs."""
+    state = network.make_state(6)
+    mx.eval(network.decode(network.encode([(state, SILENCE)]), [[BOS] * TOKENS], [state]))
+    weights = [array for _, array in tree_flatten(network.parameters())]
+    caches = [array for ring in (state.encoder.ring, state.decoder) for array in ring.tray.arrays()]
+    kept = [*weights, *caches, network.delay_scales(6)]
+    return wide_weights(*kept) + leaks(encode_graph(network)) + leaks(decode_graph(network))
 
 
 def matrix_products(graph: Graph) -> list[str]:
@@ -57,39 +88,40 @@ def matrix_products(graph: Graph) -> list[str]:
 
 
 def test_walk_sees_the_whole_network(low: VoxtralRealtime, dtype: mx.Dtype) -> None:
-    """As many islands as there are rotations (2 a layer) and norms (2 a layer and 1), and no matrix product lost."""
+    """As many islands as there are rotations (1 a layer) and norms (2 a layer and 1), and no matrix product lost."""
     encoder, decoder = encode_graph(low), decode_graph(low)
-    assert leaks(encoder) == []
-    assert leaks(decoder) == []
+    assert all_leaks(low) == []
     for graph, sizes, others in ((encoder, low.config.encoder, 2 + 2), (decoder, low.config.decoder, 1)):
         names = {primitive.name for primitive in graph.primitives}
         n_norms = 0 if "RMSNorm" in names else 2 * sizes.n_layers + 1  # a GPU has a kernel for all of it
-        n_input_casts = 1 if graph is encoder else 0
-        assert len(wide_islands(graph)) == 2 * sizes.n_layers + n_norms + n_input_casts
+        assert len(wide_islands(graph)) == sizes.n_layers + n_norms
         attention = 1 if "ScaledDotProductAttention" in names else 2
-        assert len(matrix_products(graph)) == (7 + attention) * sizes.n_layers + others
+        assert len(matrix_products(graph)) == (4 + attention) * sizes.n_layers + others
         assert {graph.types[name] for name in graph.outputs} == {dtype}
 
 
 def test_full_and_wrapped_caches(dtype: mx.Dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices, scattered writes and growth are other code than the first step."""
+    """Slices, scattered writes, growth and delays that differ are other code than the first step."""
     monkeypatch.setattr(cache_module, "GROWTH", 4)
     sizes = replace(AWKWARD, encoder_window=6, decoder_window=2)
-    network = load_network(write_checkpoint(tmp_path / "model", sizes=sizes), dtype=dtype)
-    state, names = network.make_state(batch=2), set()
-    embeds, tokens = mx.zeros((2, TOKENS, sizes.decoder_dim), dtype), mx.zeros((2, TOKENS), mx.int32)
+    network = load_low(write_checkpoint(tmp_path / "model", sizes=sizes), dtype)
+    network.expect_streams(2)
+    states, names = [network.begin(6), network.begin(1)], set()
+    assert states[0].decoder.tray is states[1].decoder.tray
+    embeds = [mx.zeros((TOKENS, sizes.decoder_dim), dtype)] * 2
     for step in range(20):
-        graph = decode_graph(network, state)
+        graph = decode_graph(network, states)
         names |= {primitive.name for primitive in graph.primitives}
         assert leaks(graph) == [], step
-        mx.eval(network.decode(embeds, tokens, network.delay_scales(6), state))
+        mx.eval(network.decode(embeds, [[BOS] * TOKENS] * 2, states))
         if step == 10:
-            state.decoder.lengths[1] -= 1  # the rows part: another way of writing
+            states[1].decoder.rollback(1)  # the rows part: another way of writing
     assert {"ScatterAxis", "SliceUpdate"} <= names
-    encoder_state = network.make_state()
     for _ in range(10):
-        assert leaks(encode_graph(network, encoder_state)) == []
-        mx.eval(network.encode(mx.zeros((1, 8 * TOKENS, 128)), encoder_state))
+        assert leaks(encode_graph(network, states)) == []
+        mx.eval(network.encode([(state, SILENCE) for state in states]))
+    caches = [array for ring in (states[0].encoder.ring, states[0].decoder) for array in ring.tray.arrays()]
+    assert wide_weights(*caches) == []
 
 
 @pytest.mark.parametrize("modules", ["old", "new", "voxmlx"])
@@ -100,11 +132,10 @@ def test_quantized(modules: str, stored: mx.Dtype, dtype: mx.Dtype, tmp_path: Pa
     directory = write_checkpoint(
         tmp_path / "model", layout, sizes=EVEN, dtype=stored, quantization=Quantization(4, modules=modules)
     )
-    network = load_network(directory, dtype=dtype, dequantize=False)
-    graphs = encode_graph(network), decode_graph(network)
-    assert [leaks(graph) for graph in graphs] == [[], []]
-    products = matrix_products(graphs[1])
-    layer_products = 7 * EVEN.decoder_layers
+    network = load_low(directory, dtype, dequantize=False)
+    assert all_leaks(network) == []
+    products = matrix_products(decode_graph(network))
+    layer_products = 4 * EVEN.decoder_layers
     assert products.count("QuantizedMatmul") == layer_products + (0 if modules == "old" else 1)
 
 
@@ -117,30 +148,21 @@ def float32_delay_scales(network: VoxtralRealtime, patch: pytest.MonkeyPatch) ->
 
 
 def mel_not_cast(network: VoxtralRealtime, patch: pytest.MonkeyPatch) -> None:
-    plain = Encoder.make_state
-
-    def make_state(self: Encoder, **options: Any) -> Any:
-        state = plain(self, **options)
-        state.conv1_tail = state.conv1_tail.astype(mx.float32)
-        return state
-
-    patch.setattr(Encoder, "make_state", make_state)
+    plain = encoder_module._product
+    patch.setattr(encoder_module, "_product", lambda conv, windows: plain(conv, windows.astype(mx.float32)))
 
 
 def float32_cache(network: VoxtralRealtime, patch: pytest.MonkeyPatch) -> None:
-    plain = cache_module.RingCache.__init__
+    plain = cache_module.Tray.__init__
 
     def init(self: Any, *args: Any, **options: Any) -> None:
         plain(self, *args, **{**options, "dtype": mx.float32})
 
-    patch.setattr(cache_module.RingCache, "__init__", init)
+    patch.setattr(cache_module.Tray, "__init__", init)
 
 
 def float32_rotation(network: VoxtralRealtime, patch: pytest.MonkeyPatch) -> None:
-    def rotate(x: mx.array, turn: mx.array) -> mx.array:
-        return (x.astype(mx.float32).view(mx.complex64) * turn).view(mx.float32)
-
-    patch.setattr("voxpipe.model.layers.rotate", rotate)
+    patch.setattr(pack_module, "rotate", lambda x, own, other: rope.rotate(x.astype(mx.float32), own, other))
 
 
 def float32_bias(network: VoxtralRealtime, patch: pytest.MonkeyPatch) -> None:
@@ -188,7 +210,7 @@ def test_leak_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     leak(low, monkeypatch)
-    assert leaks(encode_graph(low)) + leaks(decode_graph(low)) != []
+    assert all_leaks(low) != []
 
 
 def test_delay_modulation_itself_is_float32(low: VoxtralRealtime, dtype: mx.Dtype) -> None:

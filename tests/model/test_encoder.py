@@ -32,24 +32,30 @@ def test_step_equals_whole(network: VoxtralRealtime, mel: Floats, expected: Floa
 
 
 def test_groups_of_changing_size(network: VoxtralRealtime, mel: Floats, expected: Floats) -> None:
-    state, start, parts = network.make_state(), 0, []
+    state, start, parts = network.make_state(6), 0, []
     for n_tokens in (1, 16, 2, 3, 16, 1, 1, 9):
-        parts.append(network.encode(mx.array(mel[None, 8 * start : 8 * (start + n_tokens)]), state)[0])
+        parts += network.encode([(state, mel[8 * start : 8 * (start + n_tokens)])])
         start += n_tokens
     got = np.array(mx.concatenate(parts))
     np.testing.assert_allclose(got, expected[:start], atol=TOLERANCE)
 
 
-def test_batch_equals_each_alone(network: VoxtralRealtime) -> None:
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (1, 5, 2), (16, 1, 7)])
+def test_batch_equals_each_alone(network: VoxtralRealtime, sizes: tuple[int, ...]) -> None:
+    """Whatever number of tokens each stream brings to a call."""
     mels = [padded_mel(random_audio(5_000, seed=seed), 1) for seed in range(3)]
-    state = network.make_state(batch=3)
-    together = mx.concatenate(
-        [network.encode(mx.array(np.stack(mels)[:, i : i + 24]), state) for i in range(0, len(mels[0]) - 23, 24)],
-        axis=1,
-    )
-    for row, mel in enumerate(mels):
-        alone = np.array(audio_embeds(network, mel))[: together.shape[1]]
-        np.testing.assert_allclose(np.array(together[row]), alone, atol=TOLERANCE)
+    states = [network.make_state(1) for _ in mels]
+    parts: list[list[mx.array]] = [[] for _ in mels]
+    for call in range(len(mels[0]) // (8 * max(sizes))):
+        pieces = [
+            (state, mel[8 * n * call : 8 * n * (call + 1)]) for state, mel, n in zip(states, mels, sizes, strict=True)
+        ]
+        for part, embeds in zip(parts, network.encode(pieces), strict=True):
+            part.append(embeds)
+    for part, mel in zip(parts, mels, strict=True):
+        together = np.array(mx.concatenate(part))
+        alone = np.array(audio_embeds(network, mel))[: len(together)]
+        np.testing.assert_allclose(together, alone, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("window", [1, 4, 5, 21, 23])
@@ -78,25 +84,20 @@ def test_window_counts_the_query_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first_token", [1_000, 10_000_000])
 def test_position_changes_nothing(network: VoxtralRealtime, mel: Floats, expected: Floats, first_token: int) -> None:
-    state = network.make_state(first_token=first_token)
-    parts = [network.encode(mx.array(mel[None, i : i + 56]), state)[0] for i in range(0, len(mel), 56)]
+    state = network.make_state(6, first_token=first_token)
+    parts = [network.encode([(state, mel[i : i + 56])])[0] for i in range(0, len(mel), 56)]
     np.testing.assert_allclose(np.array(mx.concatenate(parts)), expected, atol=TOLERANCE)
 
 
 def test_weights_hold_no_stream_state(network: VoxtralRealtime, mel: Floats, expected: Floats) -> None:
     """Two streams through one network, turn by turn."""
-    first, second = network.make_state(), network.make_state()
+    first, second = network.make_state(6), network.make_state(6)
     other = padded_mel(random_audio(9_601, seed=3), 5)
     parts = []
     for start in range(0, len(mel), 32):
-        parts.append(network.encode(mx.array(mel[None, start : start + 32]), first)[0])
-        network.encode(mx.array(other[None, start : start + 32]), second)
+        parts += network.encode([(first, mel[start : start + 32])])
+        network.encode([(second, other[start : start + 32])])
     np.testing.assert_allclose(np.array(mx.concatenate(parts)), expected, atol=TOLERANCE)
-
-
-def test_part_of_a_token_is_a_broken_promise(network: VoxtralRealtime) -> None:
-    with pytest.raises(ValueError, match="12 mel frames are not whole tokens of 8"):
-        network.encode(mx.zeros((1, 12, 128)), network.make_state())
 
 
 def test_every_tensor_matters(tensors: Tensors, mel: Floats, tmp_path: Path) -> None:

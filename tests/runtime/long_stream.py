@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ import numpy as np
 from tests.random_checkpoints import Floats, random_audio
 from tests.runtime.models import clip, drain, sizes_held
 from voxpipe import load
-from voxpipe.model.voxtral import VoxtralRealtime
+from voxpipe.model.voxtral import DECODER_CHUNK_TOKENS, StreamState, VoxtralRealtime
+from voxpipe.runtime.runner import Runner
 from voxpipe.runtime.session import StreamingSession
 
 RATE = 16_000
 TOKENS_PER_MINUTE = 750
+FIRST_SAMPLED = 38  # position of the first token: left padding and delay
 SPARE_TOKENS = 20  # a stream has 11 tokens more than 80 ms of audio
 
 
@@ -69,21 +71,22 @@ def fixed_work() -> None:
 
 
 class MarginNetwork:
-    """Notes by how much the best logit of the last call lay above the second best."""
+    """Notes by how much the best logit of each position lay above the second best; a position taken back is overwritten."""
 
-    def __init__(self, network: VoxtralRealtime, n_tokens: int) -> None:
+    def __init__(self, network: VoxtralRealtime, n_positions: int) -> None:
         self._network = network
-        self.margins = np.full(n_tokens, np.nan, np.float32)
-        self.n = 0
+        self.margins = np.full(n_positions, np.nan, np.float32)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
-    def decode(self, audio_embeds: mx.array, tokens: mx.array, scales: mx.array, state: Any) -> mx.array:
-        logits = self._network.decode(audio_embeds, tokens, scales, state)
-        best = np.partition(np.asarray(logits[0]), -2)[-2:]
-        self.margins[self.n] = best[1] - best[0]
-        self.n += 1
+    def decode(
+        self, embeds: Sequence[mx.array], tokens: Sequence[Sequence[int]], states: Sequence[StreamState]
+    ) -> mx.array:
+        (state,), first = states, states[0].decoder.length
+        logits = self._network.decode(embeds, tokens, states)
+        best = np.partition(np.asarray(logits), -2, axis=-1)[:, -2:]
+        self.margins[first : state.decoder.length] = best[:, 1] - best[:, 0]
         return logits
 
 
@@ -98,8 +101,9 @@ def stream(directory: str, minutes: int, first_token: int, feed_samples: int) ->
     """Decode so many minutes as they come, and return the figures."""
     model = load(directory)
     n_room = minutes * TOKENS_PER_MINUTE + SPARE_TOKENS
-    network = MarginNetwork(model.network, n_room + SPARE_TOKENS)
-    session = StreamingSession(network, model.tokenizer, keep_tokens=True, first_token=first_token)  # type: ignore[arg-type]
+    network = MarginNetwork(model.network, n_room + FIRST_SAMPLED + DECODER_CHUNK_TOKENS)
+    runner = Runner(network)  # type: ignore[arg-type]
+    session = StreamingSession(runner, model.tokenizer, keep_tokens=True, first_token=first_token)
     tokens = np.full(n_room, 65_535, np.uint16)
     wall_ms, cpu_ms, work_ms = np.full((3, n_room), np.nan, np.float32)  # per token, in the order of the pieces
     resident, held, n_characters = np.zeros((3, minutes), np.int64)
@@ -137,7 +141,7 @@ def stream(directory: str, minutes: int, first_token: int, feed_samples: int) ->
     collect()
     return {
         "tokens": tokens[:n_tokens],
-        "margins": network.margins[network.n - n_tokens : network.n],
+        "margins": network.margins[FIRST_SAMPLED : FIRST_SAMPLED + n_tokens],
         "wall_ms": wall_ms[:n_pieces],
         "cpu_ms": cpu_ms[:n_pieces],
         "work_ms": work_ms[:n_pieces],

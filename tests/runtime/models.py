@@ -13,8 +13,9 @@ from tests.random_checkpoints import Floats, Sizes
 from voxpipe.audio.files import read_blocks
 from voxpipe.config import DecoderConfig, EncoderConfig, ModelConfig
 from voxpipe.model.tokenizer import Tokenizer
-from voxpipe.model.voxtral import VoxtralRealtime
+from voxpipe.model.voxtral import StreamState, VoxtralRealtime
 from voxpipe.output.transcript import Delta
+from voxpipe.runtime.runner import Runner
 from voxpipe.runtime.session import StreamingSession
 
 SPEECH = Path(__file__).parents[1] / "data" / "speech"
@@ -73,67 +74,99 @@ LEAST: dict[str, Any] = {
 BYTES = Tokenizer(N_SPECIAL, [bytes([byte]) for byte in range(256)])
 
 
+class ScriptedRing:
+    """In the place of a decoder's cache: the token ids that each position was given, without those taken back."""
+
+    def __init__(self, fed: list[int]) -> None:
+        self.fed = fed
+
+    def rollback(self, n: int) -> None:
+        del self.fed[len(self.fed) - n :]
+
+
 class ScriptedNetwork:
     """Chooses the scripted tokens one after another, then blanks.
+
+    It looks at what it is given: behind a token that it had not chosen, it says nothing but question marks.
 
     Args:
         script: the tokens.
         margin: how far the logit of the token lies above that of `runner_up`.
 
     Attributes:
-        fed: the token ids that each position was given.
+        fed: the token ids that each position of the newest stream was given, without those taken back.
+        n_decoded: how many positions each stream of each call brought.
     """
 
     def __init__(self, script: Sequence[int], *, margin: float = 9.0, runner_up: int = N_SPECIAL + ord("x")) -> None:
         self.config = ModelConfig(
             encoder=EncoderConfig(**LEAST), decoder=DecoderConfig(**LEAST, vocab_size=N_SPECIAL + 256)
         )
+        self.n_constant_tokens = 31
         self._script = script
         self._margin, self._runner_up = margin, runner_up
-        self._n_delay = 0
         self.fed: list[int] = []
+        self.n_decoded: list[list[int]] = []
 
-    def delay_scales(self, n_delay_tokens: int) -> mx.array:
-        self._n_delay = n_delay_tokens
-        return mx.zeros(1)
+    def begin(self, n_delay_tokens: int, *, first_token: int = 0) -> Any:
+        self.fed = [BOS] + [BLANK] * 30
+        return SimpleNamespace(decoder=ScriptedRing(self.fed), n_delay_tokens=n_delay_tokens)
 
-    def make_state(self, *, batch: int = 1, first_token: int = 0) -> Any:
-        return SimpleNamespace(decoder=SimpleNamespace(arrays=list))
+    def encode(self, pieces: Sequence[tuple[Any, Floats]]) -> list[mx.array]:
+        return [mx.zeros((len(mel) // 8, 1)) for _, mel in pieces]
 
-    def encode(self, mel: mx.array, state: Any) -> mx.array:
-        return mx.zeros((1, mel.shape[1] // 8, 1))
+    def decode(self, embeds: Sequence[mx.array], tokens: Sequence[Sequence[int]], states: Sequence[Any]) -> mx.array:
+        assert [len(part) for part in embeds] == [len(ids) for ids in tokens]
+        self.n_decoded.append([len(ids) for ids in tokens])
+        rows = []
+        for ids, state in zip(tokens, states, strict=True):
+            for token in ids:
+                state.decoder.fed.append(token)
+                rows.append(self._logits(state.decoder.fed, state.n_delay_tokens))
+        return mx.array(np.stack(rows))
 
-    def decode(self, audio_embeds: mx.array, tokens: mx.array, scales: mx.array, state: Any) -> mx.array:
-        self.fed += np.asarray(tokens)[0].tolist()
-        index = len(self.fed) - (33 + self._n_delay)
-        logits = np.full((1, N_SPECIAL + 256), -20.0, np.float32)
-        logits[0, self._runner_up] = -self._margin
-        logits[0, self._script[index] if 0 <= index < len(self._script) else BLANK] = 0.0
-        return mx.array(logits)
+    def _logits(self, fed: Sequence[int], n_delay_tokens: int) -> Floats:
+        n_prompt = 33 + n_delay_tokens
+        chosen = [self._token(index) for index in range(max(0, len(fed) - n_prompt))]
+        expected = ([BOS] + [BLANK] * (n_prompt - 1))[: len(fed)] + chosen
+        is_own = all(token in (own, self._runner_up) for token, own in zip(fed, expected, strict=True))
+        logits = np.full(N_SPECIAL + 256, -20.0, np.float32)
+        logits[self._runner_up] = -self._margin
+        logits[self._token(len(fed) - n_prompt) if is_own else N_SPECIAL + ord("?")] = 0.0
+        return logits
+
+    def _token(self, index: int) -> int:
+        return self._script[index] if 0 <= index < len(self._script) else BLANK
 
 
-def scripted_session(network: ScriptedNetwork, **arguments: Any) -> StreamingSession:
-    return StreamingSession(cast(VoxtralRealtime, network), BYTES, keep_tokens=True, **arguments)
+def scripted_session(network: ScriptedNetwork, *, speculate: bool = True, **arguments: Any) -> StreamingSession:
+    return StreamingSession(scripted_runner(network, speculate=speculate), BYTES, keep_tokens=True, **arguments)
+
+
+def scripted_runner(network: ScriptedNetwork, *, speculate: bool = True) -> Runner:
+    return Runner(cast(VoxtralRealtime, network), speculate=speculate)
 
 
 class CountingNetwork:
-    """A real network that notes the number of tokens of each call."""
+    """A real network that notes how many tokens each stream of each call brought."""
 
     def __init__(self, network: VoxtralRealtime) -> None:
         self._network = network
-        self.encoded: list[int] = []
-        self.decoded: list[int] = []
+        self.encoded: list[list[int]] = []
+        self.decoded: list[list[int]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
-    def encode(self, mel: mx.array, state: Any) -> mx.array:
-        self.encoded.append(mel.shape[1] // 8)
-        return self._network.encode(mel, state)
+    def encode(self, pieces: Sequence[tuple[StreamState, Floats]]) -> list[mx.array]:
+        self.encoded.append([len(mel) // 8 for _, mel in pieces])
+        return self._network.encode(pieces)
 
-    def decode(self, audio_embeds: mx.array, tokens: mx.array, scales: mx.array, state: Any) -> mx.array:
-        self.decoded.append(tokens.shape[1])
-        return self._network.decode(audio_embeds, tokens, scales, state)
+    def decode(
+        self, embeds: Sequence[mx.array], tokens: Sequence[Sequence[int]], states: Sequence[StreamState]
+    ) -> mx.array:
+        self.decoded.append([len(ids) for ids in tokens])
+        return self._network.decode(embeds, tokens, states)
 
 
 def sizes_held(thing: object, *, without: Sequence[object] = ()) -> dict[str, int]:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from tests.random_checkpoints import Floats, chunks, random_audio
 from tests.runtime.models import LEAST
 from voxpipe.config import EncoderConfig
-from voxpipe.model.mel import log_mel
+from voxpipe.model.mel import log_mel, silent_frames
 from voxpipe.runtime.frontend import AUDIBLE_LOG_MEL, FrontEnd, audible, right_pad_tokens
 from voxpipe.runtime.source import StreamingAudioSource
 
 TOKEN = 1_280
 CONFIG = EncoderConfig(**LEAST)
+N_CONSTANT = 31  # tokens of the left padding that no audio sways: they are in a stream's first state
 
 
 def make(n_delay_tokens: int = 6) -> tuple[StreamingAudioSource, FrontEnd]:
@@ -38,9 +39,10 @@ def n_tokens(mel: Floats) -> int:
 
 
 def whole_mel(*parts: Floats | int) -> Floats:
-    """log-mel of samples and silences (given as numbers of samples) in one piece, left padding included."""
+    """log-mel of samples and silences (given as numbers of samples) in one piece, behind all of the left padding; of
+    which the last token's is returned."""
     arrays = [np.zeros(part, np.float32) if isinstance(part, int) else part for part in (32 * TOKEN, *parts)]
-    return log_mel(np.concatenate(arrays))
+    return log_mel(np.concatenate(arrays))[8 * N_CONSTANT :]
 
 
 def cut(samples: Floats, sizes: Iterable[int]) -> Iterator[Floats]:
@@ -65,7 +67,7 @@ def cut(samples: Floats, sizes: Iterable[int]) -> Iterator[Floats]:
         (1_279, 6, 32 + 1 + 17),
         (1_280, 6, 32 + 1 + 17),
         (1_281, 6, 32 + 2 + 17),
-        (0, 6, 31),  # no padding behind nothing
+        (0, 6, 31),  # no padding behind nothing: the last token of the left padding is never whole
     ],
 )
 def test_a_stream_has_32_tokens_before_it_and_is_aligned_and_padded_behind(
@@ -75,7 +77,7 @@ def test_a_stream_has_32_tokens_before_it_and_is_aligned_and_padded_behind(
     source.append(random_audio(n_samples))
     assert front_end.end_token is None
     source.close()
-    assert n_tokens(drain(front_end)) == expected
+    assert N_CONSTANT + n_tokens(drain(front_end)) == expected
     assert front_end.ended
     assert not front_end.ready()
     assert front_end.n_samples == n_samples
@@ -86,12 +88,20 @@ def test_right_padding_is_the_delay_the_shift_and_ten() -> None:
     assert [right_pad_tokens(n) for n in (1, 6, 15, 30)] == [12, 17, 26, 41]
 
 
+def test_the_constant_part_of_the_left_padding_is_digital_silence_to_the_last_bit() -> None:
+    """Whatever is said behind it; the token after it is not."""
+    loud = np.ones(5 * TOKEN, np.float32)
+    mel = log_mel(np.concatenate([np.zeros(32 * TOKEN, np.float32), loud]))
+    np.testing.assert_array_equal(mel[: 8 * N_CONSTANT], silent_frames(8 * N_CONSTANT))
+    assert (mel[8 * N_CONSTANT : 8 * N_CONSTANT + 8] != silent_frames(8)).any()
+
+
 # --- when tokens come ------------------------------------------------------------------------------------------------
 
 
 def test_a_token_is_ready_exactly_40_samples_after_its_slot() -> None:
     source, front_end = make()
-    assert n_tokens(drain(front_end)) == 31  # the 32nd looks 40 samples into the audio
+    assert front_end.take(16) is None  # the last token of the left padding looks 40 samples into the audio
     for t in range(20):
         until = TOKEN * t + 40  # token 31 + t ends where the audio's slot t begins
         source.append(np.zeros(until - 1 - front_end.n_samples, np.float32))
@@ -109,7 +119,7 @@ def test_nothing_more_than_a_token_is_read_ahead() -> None:
     source.append(np.zeros(100 * TOKEN, np.float32))
     for _ in range(60):
         assert front_end.take(1) is not None
-    assert front_end.n_samples <= (60 - 32 + 1) * TOKEN
+    assert front_end.n_samples <= (60 - 1 + 1) * TOKEN
     assert len(front_end._frames) < 8
 
 
@@ -145,7 +155,7 @@ def test_a_flush_puts_silence_in_and_makes_the_tokens_of_its_padding_ready_at_on
     source.flush()
     before = drain(front_end)
     # 4 tokens of audio, 17 of padding, complete although nothing follows
-    assert n_tokens(before) == 32 + 4 + 17
+    assert n_tokens(before) == 1 + 4 + 17
     inserted = 4 * TOKEN - 5_000 + 18 * TOKEN
     source.append(second)
     source.close()
@@ -158,7 +168,7 @@ def test_a_flush_puts_silence_in_and_makes_the_tokens_of_its_padding_ready_at_on
 def test_a_flush_with_nothing_new_does_nothing() -> None:
     source, front_end = make()
     source.flush()
-    assert n_tokens(drain(front_end)) == 31
+    assert front_end.take(16) is None
     source.append(AUDIO)
     source.flush()
     source.flush()
@@ -168,7 +178,7 @@ def test_a_flush_with_nothing_new_does_nothing() -> None:
     source.flush()
     assert front_end.take(16) is None
     source.close()
-    assert 31 + n_flushed + n_tokens(drain(front_end)) == 32 + 8 + 18 + 17
+    assert n_flushed + n_tokens(drain(front_end)) == 1 + 8 + 18 + 17
 
 
 def test_flushes_between_chunks_of_any_size_leave_the_audio_whole() -> None:
@@ -183,7 +193,7 @@ def test_flushes_between_chunks_of_any_size_leave_the_audio_whole() -> None:
     whole = whole_mel(*expected)
     mel = np.concatenate(taken)
     np.testing.assert_array_equal(mel, whole[: len(mel)])
-    assert n_tokens(mel) == 32 + 1 + 1 + 1 + 2 + 4 * 18 - 1  # the last token of the last padding is not complete
+    assert n_tokens(mel) == 1 + 1 + 1 + 1 + 2 + 4 * 18 - 1  # the last token of the last padding is not complete
 
 
 # --- clock -----------------------------------------------------------------------------------------------------------

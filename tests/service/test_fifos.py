@@ -20,7 +20,8 @@ from voxpipe.errors import EX_OK
 from voxpipe.output.events import JsonLines
 from voxpipe.service import reader
 from voxpipe.service.listen import Listener
-from voxpipe.service.reader import MAX_UNFINISHED, ListenOptions, n_waiting_bytes
+from voxpipe.service.reader import MAX_UNFINISHED, AudioOptions, n_waiting_bytes
+from voxpipe.service.stream import StreamOptions
 
 SMALL = Sizes(
     encoder_dim=16,
@@ -218,7 +219,7 @@ def test_a_writer_who_comes_between_two_streams_is_heard(
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert Listener([str(fifo)], ListenOptions(), JsonLines(output)).run(lambda: load(small)) == EX_OK
+    assert Listener([str(fifo)], AudioOptions(), StreamOptions(), JsonLines(output)).run(lambda: load(small)) == EX_OK
     is_over.set()
     writer.join()
     ends = [event for event in parse(output.getvalue()) if event["type"] == "done"]
@@ -233,8 +234,8 @@ def test_writers_wait_when_too_many_streams_are_not_decoded(
     n_bytes = 3_200
 
     class Counted(reader.Stream):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             streams.append(self)
 
     def write_then_load() -> Transcriber:
@@ -255,7 +256,7 @@ def test_writers_wait_when_too_many_streams_are_not_decoded(
 
     output = io.BytesIO()
     monkeypatch.setattr(reader, "Stream", Counted)
-    assert Listener([str(fifo)], ListenOptions(), JsonLines(output)).run(write_then_load) == EX_OK
+    assert Listener([str(fifo)], AudioOptions(), StreamOptions(), JsonLines(output)).run(write_then_load) == EX_OK
     ends = [event["audio_s"] for event in parse(output.getvalue()) if event["type"] == "done"]
     assert ends == [n_bytes / 32_000] * (MAX_UNFINISHED + 1)
 
@@ -326,7 +327,7 @@ def test_descriptors_are_given_back(fifo: Path, small: Path) -> None:
             counts.append(n_descriptors())
         os.kill(os.getpid(), signal.SIGTERM)
 
-    listener = Listener([str(fifo)], ListenOptions(), JsonLines(output))
+    listener = Listener([str(fifo)], AudioOptions(), StreamOptions(), JsonLines(output))
     writer = threading.Thread(target=write_streams)
     writer.start()
     assert listener.run(lambda: load(small)) == EX_OK

@@ -17,7 +17,8 @@ from voxpipe import load
 from voxpipe.errors import EX_OK
 from voxpipe.output.events import JsonLines
 from voxpipe.service.listen import Listener
-from voxpipe.service.reader import ListenOptions
+from voxpipe.service.reader import AudioOptions
+from voxpipe.service.stream import StreamOptions
 
 HALF = len(s16le(BEACH)) // 4 * 2  # 2.71 s: "but I was still on the same beach and I saw"
 
@@ -196,7 +197,7 @@ def test_a_signal_that_another_thread_takes(tmp_path: Path, small: Path) -> None
     sender = threading.Thread(target=send_to_this_thread)
     sender.start()
     # 3. the loop ends all the same
-    assert Listener([str(fifo)], ListenOptions(), JsonLines(output)).run(lambda: load(small)) == EX_OK
+    assert Listener([str(fifo)], AudioOptions(), StreamOptions(), JsonLines(output)).run(lambda: load(small)) == EX_OK
     sender.join()
 
 

@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from voxpipe.bench.long import long
 from voxpipe.bench.peers import peers
 from voxpipe.bench.wer import wer
 from voxpipe.errors import VoxpipeError
@@ -11,10 +12,11 @@ from voxpipe.errors import VoxpipeError
 
 @click.group()
 def bench() -> None:
-    """Measure voxpipe against others and against the truth."""
+    """Measure voxpipe against others, against the truth, and over hours."""
 
 
 bench.add_command(peers)
+bench.add_command(long)
 bench.add_command(wer)
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """The work that is timed, in a process of its own: one engine, one checkpoint, one clip, as a file and as a stream.
 
-Each engine runs as its users run it: voxpipe chooses its own precision and BLAS; mlx-audio takes the checkpoint's
+Each engine runs as its users run it: voxpipe chooses its own precision and BLAS; the peers take the checkpoint's
 precision and the BLAS that MLX ships. This file is run by its path, and nothing of voxpipe is imported for a peer.
+
+    python -P voxpipe/bench/work.py ENGINE CHECKPOINT CLIP.npy
 """
 
+import io
 import json
 import sys
 import time
@@ -73,7 +76,148 @@ class MlxAudio:
         return session
 
 
-ENGINES: dict[str, Callable[[Path], Engine]] = {"voxpipe": Voxpipe, "mlx-audio": MlxAudio}
+class Voxmlx:
+    """voxmlx, which knows the delay of 480 ms only."""
+
+    def __init__(self, directory: Path) -> None:
+        import voxmlx
+
+        self._model, self._tokenizer, _ = voxmlx.load_model(str(directory / "voxmlx"))
+        self._prompt, self._n_delay_tokens = voxmlx._build_prompt_tokens(self._tokenizer)
+
+    def transcribe(self, samples: Floats) -> str:
+        import soundfile
+        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+        from voxmlx.generate import generate
+
+        file = io.BytesIO()  # it reads files only
+        soundfile.write(file, samples, SAMPLE_RATE, format="WAV", subtype="FLOAT")
+        file.seek(0)
+        eos_id = self._tokenizer.eos_id
+        ids = generate(self._model, file, self._prompt, n_delay_tokens=self._n_delay_tokens, eos_token_id=eos_id)
+        return str(self._tokenizer.decode(ids, special_token_policy=SpecialTokenPolicy.IGNORE))
+
+    def session(self) -> Session:
+        return VoxmlxSession(self._model, self._tokenizer, self._prompt, self._n_delay_tokens)
+
+
+class VoxmlxSession:
+    """The loop of voxmlx's `stream_transcribe`, fed by us in place of its microphone, and without its pauses.
+
+    Source: voxmlx 0.0.2, stream.py, faults included: what its encoder loses between chunks is lost here too.
+    """
+
+    N_LEFT_PAD_TOKENS = 32
+    N_RIGHT_PAD_TOKENS = 17
+    SLIDING_WINDOW = 8192
+
+    def __init__(self, model: Any, tokenizer: Any, prompt: list[int], n_delay_tokens: int) -> None:
+        import mlx.core as mx
+
+        self._mx = mx
+        self._model = model
+        self._tokenizer = tokenizer
+        self._t_cond = model.time_embedding(mx.array([n_delay_tokens], dtype=mx.float32))
+        self._prompt_embeds = model.language_model.embed(mx.array([prompt]))[0]
+        mx.eval(self._t_cond, self._prompt_embeds)
+        self.done = False
+        self._closed = False
+        self._is_first = True
+        self._pending = np.zeros(0, np.float32)
+        self._reset()
+
+    def feed(self, samples: Floats) -> None:
+        self._pending = np.append(self._pending, samples)
+
+    def close(self) -> None:
+        self._closed = True
+
+    def step(self, *, max_decode_tokens: int = 4) -> list[str]:
+        """One cycle, which decodes all there is."""
+        if self._closed:
+            return self._finish()
+        n_feed = len(self._pending) // CHUNK_SAMPLES * CHUNK_SAMPLES
+        if n_feed:
+            chunk, self._pending = self._pending[:n_feed], self._pending[n_feed:]
+            self._n_fed += n_feed
+            if self._is_first:
+                chunk = np.concatenate([np.zeros(self.N_LEFT_PAD_TOKENS * CHUNK_SAMPLES, np.float32), chunk])
+                self._is_first = False
+            self._encode(chunk)
+        if self._embeds is None or (self._token is None and not self._prefill()):
+            return []
+        n_safe = self.N_LEFT_PAD_TOKENS + self._n_fed // CHUNK_SAMPLES - self._n_decoded
+        return self._decode(min(0 if self._embeds is None else len(self._embeds), n_safe))
+
+    def _reset(self) -> None:
+        self._tail: Any = None
+        self._encoder_state: tuple[Any, ...] = (None, None, None, None)
+        self._embeds: Any = None
+        self._cache: Any = None
+        self._token: Any = None
+        self._n_fed = self._n_decoded = 0
+        self._is_first = True
+
+    def _encode(self, chunk: Floats) -> None:
+        from voxmlx.audio import log_mel_spectrogram_step
+
+        mel, self._tail = log_mel_spectrogram_step(chunk, self._tail)
+        embeds, *state = self._model.encode_step(mel, *self._encoder_state)
+        self._encoder_state = tuple(state)
+        if embeds is not None:
+            self._mx.eval(embeds)
+            self._embeds = embeds if self._embeds is None else self._mx.concatenate([self._embeds, embeds])
+
+    def _prefill(self) -> bool:
+        from voxmlx.cache import RotatingKVCache
+
+        mx = self._mx
+        n_prompt = len(self._prompt_embeds)
+        if len(self._embeds) < n_prompt:
+            return False
+        self._cache = [RotatingKVCache(self.SLIDING_WINDOW) for _ in self._model.language_model.layers]
+        embeds = (self._prompt_embeds + self._embeds[:n_prompt])[None]
+        logits = self._model.decode(embeds, self._t_cond, "causal", self._cache)
+        mx.eval(logits, *[x for layer in self._cache for x in (layer.keys, layer.values)])
+        self._token = mx.argmax(logits[0, -1:], axis=-1).squeeze()
+        mx.async_eval(self._token)
+        self._embeds = self._embeds[n_prompt:] if len(self._embeds) > n_prompt else None
+        self._n_decoded = n_prompt
+        return True
+
+    def _decode(self, n: int) -> list[str]:
+        mx = self._mx
+        pieces: list[str] = []
+        for i in range(n):
+            token_embed = self._model.language_model.embed(self._token.reshape(1, 1))[0, 0]
+            embed = (self._embeds[i] + token_embed)[None, None]
+            logits = self._model.decode(embed, self._t_cond, mask=None, cache=self._cache)
+            following = mx.argmax(logits[0, -1:], axis=-1).squeeze()
+            mx.async_eval(following)
+            if self._token.item() == self._tokenizer.eos_id:
+                self._reset()
+                return pieces
+            pieces.append(self._text())
+            self._token = following
+        self._n_decoded += n
+        self._embeds = None if self._embeds is None or len(self._embeds) <= n else self._embeds[n:]
+        return pieces
+
+    def _finish(self) -> list[str]:
+        self.done = True
+        if self._token is None:
+            return []
+        self._encode(np.append(self._pending, np.zeros(self.N_RIGHT_PAD_TOKENS * CHUNK_SAMPLES, np.float32)))
+        pieces = self._decode(0 if self._embeds is None else len(self._embeds))
+        return pieces if self._token is None else [*pieces, self._text()]
+
+    def _text(self) -> str:
+        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+
+        return str(self._tokenizer.decode([self._token.item()], special_token_policy=SpecialTokenPolicy.IGNORE))
+
+
+ENGINES: dict[str, Callable[[Path], Engine]] = {"voxpipe": Voxpipe, "mlx-audio": MlxAudio, "voxmlx": Voxmlx}
 
 
 def measure(engine: Engine, samples: Floats) -> dict[str, Any]:

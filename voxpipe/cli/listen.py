@@ -1,14 +1,18 @@
 """`voxpipe listen`: live audio in, JSON lines out."""
 
+import os
 import sys
+from dataclasses import replace
 
 import click
 
-from voxpipe.audio.decoder import AUTO, AudioDecoder
+from voxpipe.audio.decoder import AUTO
 from voxpipe.audio.pcm import ENCODINGS
 from voxpipe.cli.options import load_model, model_options
-from voxpipe.errors import InputError, UsageError
+from voxpipe.errors import InputError, UnavailableError, UsageError
 from voxpipe.output.events import JsonLines
+from voxpipe.service.attach import Attachment, connect, model_of
+from voxpipe.service.protocol import CHUNKS, Header, default_socket
 
 
 @click.command()
@@ -27,12 +31,36 @@ from voxpipe.output.events import JsonLines
 @click.option(
     "--channels", type=click.IntRange(min=1), default=1, show_default=True, help="Channels of raw audio; mixed down."
 )
+@click.option(
+    "--segment-pause",
+    "segment_pause_ms",
+    type=click.IntRange(min=80),
+    metavar="MS",
+    help="Also report segments: the words between two pauses of at least so many milliseconds.",
+)
+@click.option(
+    "--heartbeat",
+    "heartbeat_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Also report every so many seconds that a stream is alive, and how far behind.",
+)
+@click.option(
+    "--daemon",
+    type=click.Choice(["auto", "never", "require"]),
+    default="auto",
+    show_default=True,
+    help="Use a running `voxpipe serve` for standard input: if there is one, never, or fail without one.",
+)
 @model_options
 def listen(
     sources: tuple[str, ...],
     encoding: str,
     rate: int,
     channels: int,
+    segment_pause_ms: int | None,
+    heartbeat_s: float | None,
+    daemon: str,
     delay_ms: int | None,
     dtype: str | None,
     model: str | None,
@@ -42,10 +70,6 @@ def listen(
     A named pipe is read for ever, each of its writers a stream; everything else until its end. SIGINT and SIGTERM end
     the streams with what was heard, SIGUSR1 writes out pending words.
     """
-    from voxpipe.service.listen import Listener
-    from voxpipe.service.reader import ListenOptions
-
-    AudioDecoder.from_options(encoding, rate=rate, channels=channels)  # refuse what cannot be read before loading
     paths = list(sources) or ["-"]
     for path in paths:
         if paths.count(path) > 1:
@@ -53,6 +77,48 @@ def listen(
     if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
         state = "closed" if sys.stdin is None else "a terminal"
         raise InputError(f"standard input is {state}; pipe audio in or name a source")
-    options = ListenOptions(encoding=encoding, rate=rate, channels=channels, delay_ms=delay_ms)
-    listener = Listener(paths, options, JsonLines(sys.stdout.buffer))
+    if daemon != "never" and paths == ["-"] and dtype is None:
+        header = Header(
+            format=encoding,
+            rate=rate,
+            channels=channels,
+            delay_ms=delay_ms,
+            segment_pause_ms=segment_pause_ms,
+            heartbeat_s=heartbeat_s,
+            name="stdin",
+            source="-",
+            framing=CHUNKS,
+        )
+        status = _attach(header, model, required=daemon == "require")
+        if status is not None:
+            return status
+    elif daemon == "require":
+        raise UsageError("a daemon serves standard input alone, at its own --dtype; leave these away")
+    from voxpipe.service.listen import Listener
+    from voxpipe.service.reader import AudioOptions
+    from voxpipe.service.stream import StreamOptions
+
+    audio_options = AudioOptions(encoding, rate, channels)
+    audio_options.decoder()  # refuse what cannot be read before loading
+    stream_options = StreamOptions(
+        delay_ms=delay_ms,
+        segment_pause_s=None if segment_pause_ms is None else segment_pause_ms / 1000,
+        heartbeat_s=heartbeat_s,
+    )
+    listener = Listener(paths, audio_options, stream_options, JsonLines(sys.stdout.buffer))
     return listener.run(lambda: load_model(model, dtype))
+
+
+def _attach(header: Header, model: str | None, *, required: bool) -> int | None:
+    """Carry standard input to a running daemon, and return the exit status; None if there is none that fits."""
+    path = default_socket()
+    wanted = model or os.environ.get("VOXPIPE_MODEL")
+    connection = connect(path)
+    if connection is not None and wanted is not None and not required and model_of(path) != wanted:
+        connection.close()
+        return None
+    if connection is None:
+        if required:
+            raise UnavailableError(f"no daemon answers at {path}; start one with: voxpipe serve")
+        return None
+    return Attachment(connection, replace(header, model=wanted), 0, sys.stdout.buffer).run()

@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from voxpipe import __version__
+from voxpipe.cli.bench import bench
 from voxpipe.cli.listen import listen
 from voxpipe.cli.models import convert, pull
+from voxpipe.cli.serve import serve, status
 from voxpipe.cli.transcribe import transcribe
 from voxpipe.errors import EX_IOERR, EX_OK, EX_USAGE, VoxpipeError
 from voxpipe.output.events import silence_output
@@ -70,8 +72,11 @@ def cli() -> None:
 
 cli.add_command(listen)
 cli.add_command(transcribe)
+cli.add_command(serve)
+cli.add_command(status)
 cli.add_command(pull)
 cli.add_command(convert)
+cli.add_command(bench)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -1,106 +1,207 @@
-"""Ring caches: the keys and values that a sliding window can still see, for B streams at their own positions.
+"""Ring caches: the keys and values that a stream's sliding window can still see.
 
 A ring has room for the window and one chunk, so that a chunk is written before it is attended and the oldest key its
 first query needs is still there. Which slot a query may see follows from the slot's age alone. Memory grows in blocks
-until the ring is full and never again; nothing is moved after that.
-"""
+until the ring is full and never again; nothing is moved after that, nor when a stream joins or leaves.
 
-from dataclasses import dataclass
+For the same reason a chunk can be taken back: `rollback` only lowers the length. What was written beyond it lies in slots
+that no window reaches before they are written again.
+
+A tray holds the rings of a few streams side by side, so that they can be attended in one operation.
+"""
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from voxpipe.config import AttentionConfig
-from voxpipe.model.rope import rotation
 
 GROWTH = 256  # positions added at a time: short streams stay small, long ones copy their cache seldom
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """What all layers share while they process the same L new positions."""
-
-    turn: mx.array  # (B, L, 1, head_dim / 2) rotary factors
-    mask: mx.array  # (B, 1, L, capacity) bool, true where a query sees a slot
-    slots: NDArray[np.int64]  # (B, L) where the new keys go
-    capacity: int
-
-
-class RingCache:
-    """Keys and values of every layer of one transformer.
+class Tray:
+    """Keys and values of `n_rows` streams in every layer of one transformer.
 
     Args:
-        config: sizes, window and rotary base of the transformer.
-        batch: number of streams B.
+        config: sizes and window of the transformer.
         max_chunk: most positions that one `extend` will add.
         dtype: of keys and values.
-        first_position: rotary position at which the streams begin (attention depends on differences only).
+        transposed_keys: keep keys as (rows, H, head_dim, capacity).
+        lane: which of the network's lanes works on it; two at once would copy it.
+
+    Attributes:
+        lengths: positions each row holds to be written, without those taken back.
     """
 
     def __init__(
-        self, config: AttentionConfig, *, batch: int, max_chunk: int, dtype: mx.Dtype, first_position: int = 0
+        self,
+        config: AttentionConfig,
+        *,
+        n_rows: int = 1,
+        max_chunk: int,
+        dtype: mx.Dtype,
+        transposed_keys: bool = False,
+        lane: int = 0,
     ) -> None:
-        self._config = config
-        self._batch = batch
-        self._max_chunk = max_chunk
+        self.config = config
+        self.n_rows = n_rows
+        self.max_chunk = max_chunk
+        self.lane = lane
+        self.capacity = 0
+        self.lengths = np.zeros(n_rows, np.int64)
+        self.free_rows = list(range(n_rows))
         self._limit = config.sliding_window + max_chunk - 1
         self._dtype = dtype
-        self._first_position = first_position
-        self._capacity = 0
-        self.lengths = np.zeros(batch, np.int64)  # positions written so far, per stream
+        self._key_axis = 3 if transposed_keys else 2
         self._keys: list[mx.array | None] = [None] * config.n_layers
         self._values: list[mx.array | None] = [None] * config.n_layers
 
     @property
-    def positions(self) -> NDArray[np.int64]:
-        """(B,) rotary position of each stream's next key."""
-        return self._first_position + self.lengths
+    def nbytes(self) -> int:
+        """Bytes of keys and values held."""
+        return sum(array.nbytes for array in (*self._keys, *self._values) if array is not None)
 
-    def extend(self, n_new: int) -> Chunk:
-        """Make room for `n_new` positions in every stream and say how they are rotated, stored and seen."""
-        if not 1 <= n_new <= self._max_chunk:
-            raise ValueError(f"a chunk has 1 to {self._max_chunk} positions, not {n_new}")
-        index = self.lengths[:, None] + np.arange(n_new)  # (B, L)
-        self.lengths = self.lengths + n_new
-        needed = min(int(self.lengths.max()), self._limit)
-        if needed > self._capacity:
-            self._capacity = min(self._limit, -(-needed // GROWTH) * GROWTH)
-        slots = index % self._capacity
-        # age 0 is the newest key; query i of the chunk has age L - 1 - i and sees `window` keys from itself back
-        age = (slots[:, -1:] - np.arange(self._capacity)) % self._capacity  # (B, capacity)
-        seen_from_query = age[:, None] - (n_new - 1 - np.arange(n_new))[:, None]  # (B, L, capacity)
-        mask = (seen_from_query >= 0) & (seen_from_query < self._config.sliding_window)
-        mask &= (age < self.lengths[:, None])[:, None]
-        turn = rotation(self._first_position + index, head_dim=self._config.head_dim, theta=self._config.rope_theta)
-        return Chunk(turn=turn, mask=mx.array(mask[:, None]), slots=slots, capacity=self._capacity)
+    def take_row(self, first_position: int = 0) -> "Ring":
+        """An empty ring in a free row; the row is free again when the ring is forgotten."""
+        row = self.free_rows.pop(0)
+        self.lengths[row] = 0
+        return Ring(self, row, first_position)
 
-    def update(self, layer: int, keys: mx.array, values: mx.array, chunk: Chunk) -> tuple[mx.array, mx.array]:
-        """Store one layer's new (B, H, L, head_dim) and return its whole (B, H, capacity, head_dim) rings."""
-        stored_keys = _write(self._grown(self._keys[layer]), keys, chunk.slots)
-        stored_values = _write(self._grown(self._values[layer]), values, chunk.slots)
-        self._keys[layer], self._values[layer] = stored_keys, stored_values
-        return stored_keys, stored_values
+    def free_row(self, row: int) -> None:
+        """Take a row back; an empty tray keeps no memory."""
+        self.free_rows.append(row)
+        self.lengths[row] = 0
+        if len(self.free_rows) == self.n_rows:
+            self.capacity = 0
+            self._keys = [None] * self.config.n_layers
+            self._values = [None] * self.config.n_layers
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` positions in every row."""
+        needed = min(length, self._limit)
+        if needed > self.capacity:
+            self.capacity = min(self._limit, -(-needed // GROWTH) * GROWTH)
+
+    def visible(self, lengths: NDArray[np.int64], n_new: int) -> NDArray[np.bool_]:
+        """(R, n_new, capacity): which slots are seen by the newest positions of rings of (R,) `lengths`."""
+        newest = lengths[:, None] - 1
+        age = (newest - np.arange(self.capacity)) % self.capacity  # 0 is the newest key
+        back = age[:, None] - np.arange(n_new - 1, -1, -1)[:, None]  # counted from each query
+        seen: NDArray[np.bool_] = (back >= 0) & (back < self.config.sliding_window)
+        return seen & (age < lengths[:, None])[:, None]
+
+    def put(self, layer: int, rows: slice, starts: NDArray[np.int64], keys: mx.array, values: mx.array) -> None:
+        """Store one layer's new keys and values.
+
+        All rows are put before any is looked at: a ring that somebody still looks at would be copied to be changed.
+
+        Args:
+            rows: one row, or all of them.
+            starts: (R,) position of the first new key of each.
+            keys, values: (R, H, n_new, head_dim).
+        """
+        if self._key_axis == 3:
+            keys = keys.swapaxes(2, 3)
+        self._keys[layer] = self._write(self._keys[layer], rows, starts, keys, self._key_axis)
+        self._values[layer] = self._write(self._values[layer], rows, starts, values, 2)
+
+    def rings(self, layer: int, rows: slice) -> tuple[mx.array, mx.array]:
+        """One layer's keys, (R, H, capacity, head_dim) or transposed, and values, (R, H, capacity, head_dim)."""
+        keys, values = self._keys[layer], self._values[layer]
+        assert keys is not None
+        assert values is not None
+        return (keys, values) if self.n_rows == 1 else (keys[rows], values[rows])
+
+    def copy_row(self, row: int, other: "Tray", other_row: int) -> None:
+        """Put the contents of a row of another tray into a row of this one."""
+        self.lengths[row] = other.lengths[other_row]
+        self.reserve(int(self.lengths[row]))
+        for mine, theirs, axis in ((self._keys, other._keys, self._key_axis), (self._values, other._values, 2)):
+            for layer, stored in enumerate(theirs):
+                if stored is not None:
+                    held = (slice(None),) * (axis - 1) + (slice(min(stored.shape[axis], self.capacity)),)
+                    ring = self._grown(mine[layer], axis)
+                    ring[(row, *held)] = stored[other_row][held]
+                    mine[layer] = ring
 
     def arrays(self) -> list[mx.array]:
         """All stored arrays, to evaluate them together."""
         return [array for array in (*self._keys, *self._values) if array is not None]
 
-    def _grown(self, stored: mx.array | None) -> mx.array:
-        held = 0 if stored is None else stored.shape[2]
-        if stored is not None and held == self._capacity:
+    def _write(
+        self, stored: mx.array | None, rows: slice, starts: NDArray[np.int64], new: mx.array, axis: int
+    ) -> mx.array:
+        ring = self._grown(stored, axis)
+        n_new = new.shape[axis]
+        firsts = starts % self.capacity
+        if (firsts == firsts[0]).all():  # the streams stand alike: a slice, or two where the ring begins anew
+            first = int(firsts[0])
+            n_before_end = min(n_new, self.capacity - first)
+            before = (slice(None),) * (axis - 1)
+            ring[(rows, *before, slice(first, first + n_before_end))] = new[(slice(None), *before, slice(n_before_end))]
+            if n_before_end < n_new:
+                rest = slice(n_before_end, None)
+                ring[(rows, *before, slice(n_new - n_before_end))] = new[(slice(None), *before, rest)]
+            return ring
+        slots = (firsts[:, None] + np.arange(n_new)) % self.capacity
+        shape = [len(slots), 1, 1, 1]
+        shape[axis] = n_new
+        index = mx.broadcast_to(mx.array(slots.astype(np.int32)).reshape(shape), new.shape)
+        return mx.put_along_axis(ring, index, new, axis=axis)
+
+    def _grown(self, stored: mx.array | None, axis: int) -> mx.array:
+        held = 0 if stored is None else stored.shape[axis]
+        if stored is not None and held == self.capacity:
             return stored
-        shape = (self._batch, self._config.n_kv_heads, self._capacity - held, self._config.head_dim)
+        shape = [self.n_rows, self.config.n_kv_heads, self.config.head_dim]
+        shape.insert(axis, self.capacity - held)
         room = mx.zeros(shape, self._dtype)
-        return room if stored is None else mx.concatenate([stored, room], axis=2)
+        return room if stored is None else mx.concatenate([stored, room], axis=axis)
 
 
-def _write(ring: mx.array, new: mx.array, slots: NDArray[np.int64]) -> mx.array:
-    """Put (B, H, L, D) into (B, H, capacity, D) at slots (B, L); a plain slice where the streams stand alike."""
-    n_new = slots.shape[1]
-    first, last = int(slots[0, 0]), int(slots[0, -1])
-    if (slots == slots[:1]).all() and last - first == n_new - 1:
-        ring[:, :, first : last + 1] = new
-        return ring
-    index = mx.array(slots.astype(np.int32))[:, None, :, None]
-    return mx.put_along_axis(ring, mx.broadcast_to(index, new.shape), new, axis=2)
+class Ring:
+    """One stream's row of a tray.
+
+    Args:
+        first_position: rotary position at which the stream begins (attention depends on differences only).
+    """
+
+    def __init__(self, tray: Tray, row: int, first_position: int = 0) -> None:
+        self.tray = tray
+        self.row = row
+        self.first_position = first_position
+
+    def __del__(self) -> None:
+        self.tray.free_row(self.row)
+
+    @property
+    def length(self) -> int:
+        """Positions held to be written, without those taken back."""
+        return int(self.tray.lengths[self.row])
+
+    @property
+    def position(self) -> int:
+        """Rotary position of the next key."""
+        return self.first_position + self.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values held for this stream."""
+        return self.tray.nbytes // self.tray.n_rows
+
+    def extend(self, n_new: int) -> None:
+        """Make room for `n_new` positions, to be put in every layer."""
+        if not 1 <= n_new <= self.tray.max_chunk:
+            raise ValueError(f"a chunk has 1 to {self.tray.max_chunk} positions, not {n_new}")
+        self.tray.lengths[self.row] += n_new
+        self.tray.reserve(self.length)
+
+    def rollback(self, n: int) -> None:
+        """Take the last `n` positions back; they must be of the last chunk."""
+        self.tray.lengths[self.row] -= n
+
+    def fork(self, tray: Tray) -> "Ring":
+        """A ring in a free row of `tray` that goes on from here by itself."""
+        other = tray.take_row(self.first_position)
+        tray.copy_row(other.row, self.tray, self.row)
+        return other

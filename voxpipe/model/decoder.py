@@ -5,14 +5,17 @@ The delay reaches every layer as a factor on the input of its feed-forward block
 """
 
 import math
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from voxpipe.config import DecoderConfig
-from voxpipe.model.cache import Chunk, RingCache
+from voxpipe.model.cache import Ring, Tray
+from voxpipe.model.kernels import Kernels
 from voxpipe.model.layers import Attention, SwiGLU
+from voxpipe.model.pack import Pack
 
 
 def time_embedding(n_delay_tokens: int, dim: int) -> mx.array:
@@ -45,9 +48,9 @@ class DecoderLayer(nn.Module):
         self.ada = DelayModulation(config)
         self.mlp = SwiGLU(config.dim, config.hidden_dim, bias=False)
 
-    def __call__(self, x: mx.array, scale: mx.array, chunk: Chunk, cache: RingCache, layer: int) -> mx.array:
-        x = x + self.attention(self.attention_norm(x), chunk, cache, layer)
-        return x + self.mlp(self.ffn_norm(x) * scale)
+    def __call__(self, x: mx.array, scale: mx.array, pack: Pack, layer: int) -> mx.array:
+        x = x + self.attention(self.attention_norm(x), pack, layer)
+        return x + self.mlp(self.ffn_norm(x) * scale, pack)
 
 
 class Decoder(nn.Module):
@@ -58,33 +61,41 @@ class Decoder(nn.Module):
         self.layers = [DecoderLayer(config) for _ in range(config.n_layers)]
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
-    def make_state(self, *, batch: int, max_tokens: int, first_token: int = 0) -> RingCache:
-        """Cache of `batch` new streams, for calls of at most `max_tokens` positions."""
-        dtype = self.norm.weight.dtype
-        return RingCache(self._config, batch=batch, max_chunk=max_tokens, dtype=dtype, first_position=first_token)
+    def make_tray(self, kernels: Kernels, *, max_tokens: int, n_rows: int = 1, lane: int = 0) -> Tray:
+        """Caches of `n_rows` streams, for calls of at most `max_tokens` positions of each."""
+        return Tray(
+            self._config,
+            n_rows=n_rows,
+            max_chunk=max_tokens,
+            dtype=self.norm.weight.dtype,
+            transposed_keys=kernels.transposed_keys,
+            lane=lane,
+        )
 
     def delay_scales(self, n_delay_tokens: int) -> mx.array:
-        """(n_layers, 1, 1, dim) factors of one delay, in the weights' type so that nothing is promoted."""
+        """(n_layers, dim) factors of one delay, in the weights' type so that nothing is promoted."""
         t_cond = time_embedding(n_delay_tokens, self._config.dim)
         scales = mx.stack([layer.ada(t_cond) for layer in self.layers])
-        return scales.astype(self.norm.weight.dtype)[:, None, None]
+        return scales.astype(self.norm.weight.dtype)
 
-    def __call__(self, x: mx.array, scales: mx.array, cache: RingCache) -> mx.array:
-        """Process new positions.
+    def __call__(
+        self, x: mx.array, scales: Sequence[mx.array], pieces: Sequence[tuple[Ring, int]], kernels: Kernels
+    ) -> mx.array:
+        """Process the next positions of several streams.
 
         Args:
-            x: (B, L, dim) audio embedding + token embedding.
-            scales: (n_layers, B or 1, 1, dim) from `delay_scales`.
-            cache: advanced by L positions.
+            x: (N, dim) audio embedding + token embedding.
+            scales: of each layer, (N or 1, dim): rows of `delay_scales`.
+            pieces: each stream's ring, which is advanced, and how many of the N positions it brings.
 
         Returns:
-            (B, L, dim) normalised hidden states, for `logits`.
+            (N, dim) normalised hidden states, for `logits`.
         """
-        chunk = cache.extend(x.shape[1])
+        pack = Pack(self._config, kernels, pieces)
         for index, layer in enumerate(self.layers):
-            x = layer(x, scales[index], chunk, cache, index)
+            x = layer(x, scales[index], pack, index)
         return self.norm(x)
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """(B, L, dim) -> (B, L, vocab_size) through the tied embedding."""
+        """(N, dim) -> (N, vocab_size) through the tied embedding."""
         return self.embed_tokens.as_linear(hidden)

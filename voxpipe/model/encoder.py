@@ -4,27 +4,42 @@ Causal convolutions (100 -> 50 Hz), a windowed transformer, and the adapter that
 of the decoder's width (12.5 Hz). What a later chunk needs of an earlier one is in `EncoderState`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
-from voxpipe.config import MEL_FRAMES_PER_TOKEN, EncoderConfig
-from voxpipe.model.cache import Chunk, RingCache
+from voxpipe.config import EncoderConfig
+from voxpipe.model.cache import Ring, Tray
+from voxpipe.model.kernels import Kernels
 from voxpipe.model.layers import Attention, SwiGLU
+from voxpipe.model.pack import Pack
 
 FRAMES_PER_TOKEN = 4  # encoder frames (20 ms) per audio embedding
-CONV1_CONTEXT = 2  # kernel 3, stride 1
-CONV2_CONTEXT = 1  # kernel 3, stride 2: with an even number of new frames the phase never slips
+KERNEL = 3  # of both convolutions; the second has stride 2
+Floats = NDArray[np.float32]
 
 
 @dataclass
 class EncoderState:
-    """What one batch of streams carries between chunks."""
+    """What one stream carries between chunks.
 
-    conv1_tail: mx.array  # (B, 2, n_mels) last mel frames
-    conv2_tail: mx.array  # (B, 1, dim) last frame of the first convolution
-    cache: RingCache
+    Attributes:
+        mel_tail: (3, n_mels) last mel frames: from them the first convolution makes the frame that the second one still
+            needs. Zeros before the first chunk.
+        begun: whether there was a chunk; before the first frame the second convolution sees zeros, too.
+    """
+
+    ring: Ring
+    mel_tail: Floats
+    begun: bool = False
+
+    def fork(self, tray: Tray) -> "EncoderState":
+        """A state in a free row of `tray` that goes on from here by itself."""
+        return EncoderState(self.ring.fork(tray), self.mel_tail, self.begun)
 
 
 class EncoderLayer(nn.Module):
@@ -35,9 +50,9 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGLU(config.dim, config.hidden_dim, bias=True)
 
-    def __call__(self, x: mx.array, chunk: Chunk, cache: RingCache, layer: int) -> mx.array:
-        x = x + self.attention(self.attention_norm(x), chunk, cache, layer)
-        return x + self.mlp(self.ffn_norm(x))
+    def __call__(self, x: mx.array, pack: Pack, layer: int) -> mx.array:
+        x = x + self.attention(self.attention_norm(x), pack, layer)
+        return x + self.mlp(self.ffn_norm(x), pack)
 
 
 class Adapter(nn.Module):
@@ -49,9 +64,8 @@ class Adapter(nn.Module):
         self.linear_2 = nn.Linear(output_dim, output_dim, bias=False)
 
     def __call__(self, frames: mx.array) -> mx.array:
-        """(B, 4 T, dim) -> (B, T, output_dim)."""
-        B, n_frames, _ = frames.shape
-        stacked = frames.reshape(B, n_frames // FRAMES_PER_TOKEN, -1)
+        """(4 T, dim) -> (T, output_dim)."""
+        stacked = frames.reshape(frames.shape[0] // FRAMES_PER_TOKEN, -1)
         return self.linear_2(nn.gelu(self.linear_1(stacked)))
 
 
@@ -59,37 +73,65 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, output_dim: int) -> None:
         super().__init__()
         self._config = config
-        self.conv1 = nn.Conv1d(config.n_mels, config.dim, kernel_size=3)
-        self.conv2 = nn.Conv1d(config.dim, config.dim, kernel_size=3, stride=2)
+        self.conv1 = nn.Conv1d(config.n_mels, config.dim, kernel_size=KERNEL)
+        self.conv2 = nn.Conv1d(config.dim, config.dim, kernel_size=KERNEL, stride=2)
         self.layers = [EncoderLayer(config) for _ in range(config.n_layers)]
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.adapter = Adapter(config, output_dim)
 
-    def make_state(self, *, batch: int, max_tokens: int, first_token: int = 0) -> EncoderState:
-        """State of `batch` new streams, for calls of at most `max_tokens` audio embeddings."""
-        dtype = self.conv1.weight.dtype
-        return EncoderState(
-            conv1_tail=mx.zeros((batch, CONV1_CONTEXT, self._config.n_mels), dtype),
-            conv2_tail=mx.zeros((batch, CONV2_CONTEXT, self._config.dim), dtype),
-            cache=RingCache(
-                self._config,
-                batch=batch,
-                max_chunk=max_tokens * FRAMES_PER_TOKEN,
-                dtype=dtype,
-                first_position=first_token * FRAMES_PER_TOKEN,
-            ),
+    def make_tray(self, kernels: Kernels, *, max_tokens: int, n_rows: int = 1, lane: int = 0) -> Tray:
+        """Caches of `n_rows` streams, for chunks of at most `max_tokens` audio embeddings."""
+        return Tray(
+            self._config,
+            n_rows=n_rows,
+            max_chunk=max_tokens * FRAMES_PER_TOKEN,
+            dtype=self.norm.weight.dtype,
+            transposed_keys=kernels.transposed_keys,
+            lane=lane,
         )
 
-    def __call__(self, mel: mx.array, state: EncoderState) -> mx.array:
-        """(B, 8 T, n_mels) mel frames -> (B, T, output_dim) audio embeddings; advances `state`."""
-        if mel.shape[1] % MEL_FRAMES_PER_TOKEN:
-            raise ValueError(f"{mel.shape[1]} mel frames are not whole tokens of {MEL_FRAMES_PER_TOKEN}")
-        x = mx.concatenate([state.conv1_tail, mel.astype(state.conv1_tail.dtype)], axis=1)
-        state.conv1_tail = x[:, -CONV1_CONTEXT:]
-        x = mx.concatenate([state.conv2_tail, nn.gelu(self.conv1(x))], axis=1)
-        state.conv2_tail = x[:, -CONV2_CONTEXT:]
-        x = nn.gelu(self.conv2(x))  # (B, 4 T, dim)
-        chunk = state.cache.extend(x.shape[1])
+    def make_state(self, tray: Tray, *, first_token: int = 0) -> EncoderState:
+        """State of a new stream in a free row of `tray`."""
+        ring = tray.take_row(first_token * FRAMES_PER_TOKEN)
+        return EncoderState(ring, np.zeros((KERNEL, self._config.n_mels), np.float32))
+
+    def __call__(self, pieces: Sequence[tuple[EncoderState, Floats]], kernels: Kernels) -> mx.array:
+        """Encode the next mel frames of several streams.
+
+        Args:
+            pieces: each stream's state, which is advanced, and its (8 T, n_mels) frames.
+
+        Returns:
+            (sum of all T, output_dim) audio embeddings, in the order of the pieces.
+        """
+        x = self._convolve(pieces)
+        pack = Pack(self._config, kernels, [(state.ring, len(mel) // 2) for state, mel in pieces])
         for index, layer in enumerate(self.layers):
-            x = layer(x, chunk, state.cache, index)
+            x = layer(x, pack, index)
         return self.adapter(self.norm(x))
+
+    def _convolve(self, pieces: Sequence[tuple[EncoderState, Floats]]) -> mx.array:
+        """Both convolutions as products with windows of three frames: (sum of 8 T) mel frames -> (sum of 4 T, dim)."""
+        windows, second_windows, first_rows = [], [], []
+        n_rows = 0
+        for state, mel in pieces:
+            frames = np.concatenate([state.mel_tail, mel])
+            windows.append(np.lib.stride_tricks.sliding_window_view(frames, KERNEL, axis=0).swapaxes(1, 2))
+            second_windows.append(n_rows + 2 * np.arange(len(mel) // 2)[:, None] + np.arange(KERNEL))
+            if not state.begun:
+                first_rows.append(n_rows)
+            n_rows += len(mel) + 1
+            state.mel_tail, state.begun = frames[-KERNEL:], True
+        dtype = self.norm.weight.dtype
+        x = nn.gelu(_product(self.conv1, mx.array(np.concatenate(windows)).astype(dtype)))
+        if first_rows:
+            shown = np.ones((n_rows, 1), np.float32)
+            shown[first_rows] = 0.0
+            x = x * mx.array(shown).astype(dtype)
+        return nn.gelu(_product(self.conv2, x[mx.array(np.concatenate(second_windows))]))
+
+
+def _product(conv: nn.Conv1d, windows: mx.array) -> mx.array:
+    """(N, 3, n_inputs) -> (N, n_outputs)."""
+    n_outputs = conv.weight.shape[0]
+    return mx.addmm(conv.bias, windows.reshape(len(windows), -1), conv.weight.reshape(n_outputs, -1).T)

@@ -1,11 +1,19 @@
-"""The transformer parts that encoder and decoder share: attention over a ring cache, and the gated feed-forward."""
+"""The transformer parts that encoder and decoder share, on positions packed into one (N, dim) matrix.
+
+A checkpoint has a matrix for queries, keys and values each, and two for gate and input; `fuse` joins them, since a step
+reads one large matrix faster than several small ones. Layers hold the checkpoint's form until then and run only after it.
+"""
+
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
 from voxpipe.config import AttentionConfig
-from voxpipe.model.cache import Chunk, RingCache
-from voxpipe.model.rope import rotate
+from voxpipe.model.pack import Pack
+from voxpipe.model.rope import halves_first
 
 
 class Attention(nn.Module):
@@ -17,24 +25,23 @@ class Attention(nn.Module):
 
     def __init__(self, config: AttentionConfig, *, bias: bool) -> None:
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        self.scale = config.head_dim**-0.5
+        self._config = config
         self.q_proj = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=bias)
         self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=bias)
 
-    def __call__(self, x: mx.array, chunk: Chunk, cache: RingCache, layer: int) -> mx.array:
-        """(B, L, dim) -> (B, L, dim); stores the new keys and values in the cache."""
-        B, L, _ = x.shape
-        q = rotate(self.q_proj(x).reshape(B, L, self.n_heads, self.head_dim), chunk.turn)
-        k = rotate(self.k_proj(x).reshape(B, L, self.n_kv_heads, self.head_dim), chunk.turn)
-        v = self.v_proj(x).reshape(B, L, self.n_kv_heads, self.head_dim)
-        keys, values = cache.update(layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), chunk)
-        seen = mx.fast.scaled_dot_product_attention(
-            q.transpose(0, 2, 1, 3), keys, values, scale=self.scale, mask=chunk.mask
-        )  # (B, H, L, head_dim)
-        return self.o_proj(seen.transpose(0, 2, 1, 3).reshape(B, L, -1))
+    def fuse(self) -> None:
+        """Join the projections, with the channels of queries and keys in the order of `rotate`."""
+        config = self._config
+        q, k, v = (self.pop(name) for name in ("q_proj", "k_proj", "v_proj"))
+        q = _reordered(q, halves_first(config.n_heads, config.head_dim))
+        k = _reordered(k, halves_first(config.n_kv_heads, config.head_dim))
+        self.qkv = joined([q, k, v])
+
+    def __call__(self, x: mx.array, pack: Pack, layer: int) -> mx.array:
+        """(N, dim) -> (N, dim); stores the new keys and values."""
+        return self.o_proj(pack.attend(self.qkv(x), layer))
 
 
 class SwiGLU(nn.Module):
@@ -46,5 +53,48 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(dim, hidden_dim, bias=False)
         self.down_proj = nn.Linear(hidden_dim, dim, bias=bias)
 
+    def fuse(self) -> None:
+        """Join gate and input."""
+        self.gate_up = joined([self.pop(name) for name in ("gate_proj", "up_proj")])
+
+    def __call__(self, x: mx.array, pack: Pack) -> mx.array:
+        return self.down_proj(pack.kernels.gated(self.gate_up(x)))
+
+
+class Joined(nn.Module):
+    """Several linear maps side by side that are quantized in different ways."""
+
+    def __init__(self, maps: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.maps = list(maps)
+
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return mx.concatenate([one(x) for one in self.maps], axis=-1)
+
+
+def joined(maps: Sequence[nn.Module]) -> nn.Module:
+    """One linear map with the outputs of several, one behind another; the first of them becomes it."""
+    forms = {(type(one), getattr(one, "bits", None), getattr(one, "group_size", None)) for one in maps}
+    if len(forms) > 1:
+        return Joined(maps)
+    whole = maps[0]
+    biases = [one.bias if "bias" in one else None for one in maps]
+    if any(bias is not None for bias in biases):
+        dtype = next(bias.dtype for bias in biases if bias is not None)
+        sizes = [one.weight.shape[0] for one in maps]
+        whole.bias = mx.concatenate(
+            [mx.zeros(size, dtype) if bias is None else bias for bias, size in zip(biases, sizes, strict=True)]
+        )
+    for name in ("weight", "scales", "biases"):
+        if name in whole:
+            whole[name] = mx.concatenate([one[name] for one in maps])
+    mx.eval(whole.parameters())
+    return whole
+
+
+def _reordered(linear: nn.Module, order: NDArray[np.int64]) -> nn.Module:
+    index = mx.array(order)
+    for name in ("weight", "bias", "scales", "biases"):
+        if name in linear:
+            linear[name] = linear[name][index]
+    return linear

@@ -15,9 +15,12 @@ SPLIT_BYTES = 4 << 20  # below it, waking the second thread costs more than it s
 BLOCK = 64  # outputs: up to four rows of 3072 stay below the small kernels' limit of a million multiplications
 
 
-def use_blocks(network: nn.Module) -> None:
-    """Lay out every linear map and embedding of a float32 network in blocks, in place, where its outputs divide by 64."""
-    second = mx.new_stream(mx.cpu)
+def use_blocks(network: nn.Module, second: mx.Stream) -> None:
+    """Lay out every linear map and embedding of a float32 network in blocks, in place, where its outputs divide by 64.
+
+    Args:
+        second: the MLX stream that multiplies the second half of a large matrix.
+    """
     for path, module in network.named_modules():
         if type(module) not in (nn.Linear, nn.Embedding) or module.weight.shape[0] % BLOCK or ".ada." in path:
             continue

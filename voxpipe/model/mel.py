@@ -41,6 +41,19 @@ def mel_filter_bank(n_mels: int = 128) -> NDArray[np.float64]:
 
 
 @cache
+def _sparse_filters(n_mels: int) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.intp]]:
+    """The bank's few non-zero weights, filter by filter: their bins, the weights, and where each filter's begin.
+
+    A product with the whole bank would go through numpy's BLAS, whose second thread spins for a while after every call
+    and takes a core from the model.
+    """
+    bank = mel_filter_bank(n_mels).T
+    filters, bins = np.nonzero(bank)
+    assert len(np.unique(filters)) == n_mels
+    return bins, bank[filters, bins], np.searchsorted(filters, np.arange(n_mels))
+
+
+@cache
 def _window() -> NDArray[np.float64]:
     window: NDArray[np.float64] = 0.5 * (1.0 - np.cos(2.0 * np.pi * np.arange(N_FFT) / N_FFT))  # periodic
     return window
@@ -49,7 +62,9 @@ def _window() -> NDArray[np.float64]:
 def _frames_to_log_mel(frames: Floats, n_mels: int, log_mel_max: float) -> Floats:
     """(..., 400) samples -> (..., n_mels)."""
     power = np.abs(np.fft.rfft(frames * _window(), axis=-1)) ** 2
-    log_mel = np.log10(np.maximum(power @ mel_filter_bank(n_mels), 1e-10))
+    bins, weights, first_of_filter = _sparse_filters(n_mels)
+    mel = np.add.reduceat(power[..., bins] * weights, first_of_filter, axis=-1)
+    log_mel = np.log10(np.maximum(mel, 1e-10))
     result: Floats = ((np.maximum(log_mel, log_mel_max - LOG_FLOOR_BELOW_MAX) + 4.0) / 4.0).astype(np.float32)
     return result
 
@@ -70,6 +85,11 @@ def log_mel(samples: Floats, *, n_mels: int = 128, log_mel_max: float = 1.5) -> 
     """
     padded = np.pad(samples, N_FFT // 2, mode="reflect")
     return _frames_to_log_mel(_frame(padded)[:-1], n_mels, log_mel_max)
+
+
+def silent_frames(n_frames: int, n_mels: int = 128, log_mel_max: float = 1.5) -> Floats:
+    """The (n_frames, n_mels) features of digital silence."""
+    return _frames_to_log_mel(np.zeros((n_frames, N_FFT), np.float32), n_mels, log_mel_max)
 
 
 class LogMelStream:

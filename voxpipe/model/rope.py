@@ -2,7 +2,9 @@
 
 The angles are computed in float64 on the host, for the few positions of a step, so that a stream of days rotates as
 exactly as its first second (float32 angles are off by 0.3 at position 10 million, which encoders reach in 55 hours).
-Pairs are interleaved, (x[2j], x[2j+1]), as in Mistral's weights: read as complex numbers they turn by a multiplication.
+
+Mistral's weights pair neighbouring channels, (x[2j], x[2j+1]). Here a pair is (x[j], x[j + head_dim / 2]), which turns
+by two multiplications and an addition of whole rows; `halves_first` says how the weights are put in that order.
 """
 
 from functools import cache
@@ -18,19 +20,26 @@ def _frequencies(head_dim: int, theta: float) -> NDArray[np.float64]:
     return frequencies
 
 
-def rotation(positions: NDArray[np.int64], *, head_dim: int, theta: float) -> mx.array:
-    """Return exp(i * angle) for each position.
+def halves_first(n_heads: int, head_dim: int) -> NDArray[np.int64]:
+    """Order of a projection's outputs that brings every head's even channels before its odd ones."""
+    return np.arange(n_heads * head_dim).reshape(n_heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def rotation(positions: NDArray[np.int64], *, head_dim: int, theta: float) -> tuple[mx.array, mx.array]:
+    """Factors of `rotate` for (N,) absolute positions: each (N, 1, head_dim) float32."""
+    angles = positions[:, None].astype(np.float64) * _frequencies(head_dim, theta)
+    cos, sin = np.cos(angles), np.sin(angles)
+    own = np.concatenate([cos, cos], axis=1).astype(np.float32)
+    other = np.concatenate([-sin, sin], axis=1).astype(np.float32)
+    return mx.array(own[:, None]), mx.array(other[:, None])
+
+
+def rotate(x: mx.array, own: mx.array, other: mx.array) -> mx.array:
+    """Turn the pairs of x, (N, H, head_dim); computed in float32, returned in x's type.
 
     Args:
-        positions: (B, L) absolute positions.
-
-    Returns:
-        (B, L, 1, head_dim / 2) complex64, to be broadcast over heads.
+        own, other: (N, 1 or H, head_dim) factors of each channel and of its partner.
     """
-    angles = positions[..., None].astype(np.float64) * _frequencies(head_dim, theta)
-    return mx.array(np.exp(1j * angles).astype(np.complex64)[:, :, None])
-
-
-def rotate(x: mx.array, turn: mx.array) -> mx.array:
-    """Turn the pairs of x, (B, L, H, head_dim), by `rotation`; computed in float32, returned in x's type."""
-    return (x.astype(mx.float32).view(mx.complex64) * turn).view(mx.float32).astype(x.dtype)
+    half = x.shape[-1] // 2
+    partner = mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    return (x * own + partner * other).astype(x.dtype)

@@ -6,73 +6,286 @@ This module holds weights and makes states; which audio and which tokens meet at
 Source: the specification of Voxtral-Mini-4B-Realtime-2602.
 """
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
-from voxpipe.config import ModelConfig
-from voxpipe.model.cache import RingCache
+from voxpipe.config import MEL_FRAMES_PER_TOKEN, ModelConfig
+from voxpipe.model.cache import Ring, Tray
 from voxpipe.model.decoder import Decoder
 from voxpipe.model.encoder import Encoder, EncoderState
+from voxpipe.model.kernels import Kernels
+from voxpipe.model.layers import Attention, SwiGLU
+from voxpipe.model.mel import silent_frames
 
-ENCODER_GROUP_TOKENS = 16  # most audio embeddings made by one encoder call: 1.28 s
-DECODER_CHUNK_TOKENS = 32  # most positions of one decoder call: the prompt goes in two
+ENCODER_GROUP_TOKENS = 16  # most audio embeddings of one stream made by one encoder call: 1.28 s
+DECODER_CHUNK_TOKENS = 32  # most positions of one stream in one decoder call
+MAX_LANES = 4
+MAX_TRAY_ROWS = 16
+WIDE_BYTES = 4 << 20  # a matrix that several cores read together; below it, each core reads its own streams' matrices
+Floats = NDArray[np.float32]
 
 
 @dataclass
 class StreamState:
-    """Everything that B streams remember; the weights remember nothing."""
+    """Everything that one stream remembers; the weights remember nothing."""
 
     encoder: EncoderState
-    decoder: RingCache
+    decoder: Ring
+    n_delay_tokens: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the caches."""
+        return self.encoder.ring.nbytes + self.decoder.nbytes
+
+
+@dataclass
+class Trays:
+    """The caches of a few streams, encoder's and decoder's."""
+
+    encoder: Tray
+    decoder: Tray
+
+    @property
+    def n_rows(self) -> int:
+        return self.encoder.n_rows
+
+    @property
+    def n_used(self) -> int:
+        return self.n_rows - min(len(self.encoder.free_rows), len(self.decoder.free_rows))
+
+    @property
+    def lane(self) -> int:
+        return self.encoder.lane
 
 
 class VoxtralRealtime(nn.Module):
+    """The network; `fuse` makes it ready to run once its weights are loaded.
+
+    Attributes:
+        kernels: how attention and activation are computed.
+        lanes: MLX streams that share the work of a call: on the CPU each is a thread.
+    """
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self._config = config
         self.encoder = Encoder(config.encoder, config.decoder.dim)
         self.decoder = Decoder(config.decoder)
+        self._kernels = Kernels()
+        self._lanes = _lanes()
         self._scales: dict[int, mx.array] = {}
-        # on the CPU a stream is a thread: the next group of a file is encoded while this one is decoded
-        self._encoder_stream = mx.new_stream(mx.cpu) if mx.default_device() == mx.cpu else mx.default_stream(mx.gpu)
+        self._beginnings: dict[int, StreamState] = {}
+        self._trays: list[Trays] = []
+        self._rows_per_tray = 1
 
     @property
     def config(self) -> ModelConfig:
         return self._config
 
-    def make_state(self, *, batch: int = 1, first_token: int = 0) -> StreamState:
-        """State of `batch` new streams whose positions count from `first_token`."""
+    @property
+    def lanes(self) -> list[mx.Stream]:
+        return self._lanes
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Type of activations and caches."""
+        return self.decoder.norm.weight.dtype
+
+    def fuse(self) -> None:
+        """Join the projections that read the same input. Loading comes before, running after."""
+        for module in self.modules():
+            if isinstance(module, Attention | SwiGLU):
+                module.fuse()
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Compute attention and activation in another way from now on."""
+        self._kernels = kernels
+        self._beginnings.clear()
+        self._trays.clear()
+
+    @property
+    def n_constant_tokens(self) -> int:
+        """Tokens of the left padding that see nothing of the audio: all but the last, which looks 2.5 ms ahead."""
+        return max(0, self._config.n_left_pad_tokens - 1)
+
+    def make_state(self, n_delay_tokens: int, *, first_token: int = 0) -> StreamState:
+        """State of a new stream that has heard nothing, in a tray of its own, whose positions count from `first_token`."""
+        pair = self._make_trays(n_rows=1, lane=0)
         return StreamState(
-            encoder=self.encoder.make_state(batch=batch, max_tokens=ENCODER_GROUP_TOKENS, first_token=first_token),
-            decoder=self.decoder.make_state(batch=batch, max_tokens=DECODER_CHUNK_TOKENS, first_token=first_token),
+            encoder=self.encoder.make_state(pair.encoder, first_token=first_token),
+            decoder=pair.decoder.take_row(first_token),
+            n_delay_tokens=n_delay_tokens,
         )
 
+    def begin(self, n_delay_tokens: int, *, first_token: int = 0) -> StreamState:
+        """State of a new stream behind the constant part of its left padding.
+
+        That is the same for every stream of a delay, so it is computed once and forked.
+        """
+        if first_token:
+            return self._begin(n_delay_tokens, first_token)
+        if n_delay_tokens not in self._beginnings:
+            self._beginnings[n_delay_tokens] = self._begin(n_delay_tokens, 0)
+        beginning = self._beginnings[n_delay_tokens]
+        trays = self._trays_with_room()
+        return StreamState(beginning.encoder.fork(trays.encoder), beginning.decoder.fork(trays.decoder), n_delay_tokens)
+
+    def expect_streams(self, n: int) -> None:
+        """Lay out the caches of streams that are to come for `n` of them at a time; a tray is attended at once."""
+        self._rows_per_tray = max(1, min(MAX_TRAY_ROWS, -(-n // len(self._lanes))))
+
+    def _trays_with_room(self) -> "Trays":
+        """Trays with a free row, on the lane that has the fewest streams."""
+        self._trays = [trays for trays in self._trays if trays.n_used or trays.n_rows == self._rows_per_tray]
+        load = [sum(trays.n_used for trays in self._trays if trays.lane == lane) for lane in range(len(self._lanes))]
+        lane = load.index(min(load))
+        for trays in self._trays:
+            if trays.lane == lane and trays.n_used < trays.n_rows:
+                return trays
+        self._trays.append(self._make_trays(n_rows=self._rows_per_tray, lane=lane))
+        return self._trays[-1]
+
+    def _make_trays(self, *, n_rows: int, lane: int) -> "Trays":
+        return Trays(
+            self.encoder.make_tray(self._kernels, max_tokens=ENCODER_GROUP_TOKENS, n_rows=n_rows, lane=lane),
+            self.decoder.make_tray(self._kernels, max_tokens=DECODER_CHUNK_TOKENS, n_rows=n_rows, lane=lane),
+        )
+
+    def _begin(self, n_delay_tokens: int, first_token: int) -> StreamState:
+        config = self._config
+        state = self.make_state(n_delay_tokens, first_token=first_token)
+        previous = config.bos_id
+        left = self.n_constant_tokens
+        while left:
+            n = min(left, ENCODER_GROUP_TOKENS)
+            mel = silent_frames(n * MEL_FRAMES_PER_TOKEN, config.encoder.n_mels, config.encoder.log_mel_max)
+            (embeds,) = self.encode([(state, mel)])
+            tokens = [previous] + [config.streaming_pad_id] * (n - 1)
+            mx.eval(self.decode([embeds], [tokens], [state]))
+            previous = config.streaming_pad_id
+            left -= n
+        return state
+
     def delay_scales(self, n_delay_tokens: int) -> mx.array:
-        """(n_layers, 1, 1, dim) modulation of one delay, computed once."""
+        """(n_layers, dim) modulation of one delay, computed once."""
         if n_delay_tokens not in self._scales:
             scales = self.decoder.delay_scales(n_delay_tokens)
             mx.eval(scales)
             self._scales[n_delay_tokens] = scales
         return self._scales[n_delay_tokens]
 
-    def encode(self, mel: mx.array, state: StreamState) -> mx.array:
-        """(B, 8 T, n_mels) -> (B, T, dim) audio embeddings, T at most ENCODER_GROUP_TOKENS."""
-        with mx.stream(self._encoder_stream):
-            return self.encoder(mel, state.encoder)
-
-    def decode(self, audio_embeds: mx.array, tokens: mx.array, scales: mx.array, state: StreamState) -> mx.array:
-        """Process new positions and return the logits of the last one.
+    def encode(self, pieces: Sequence[tuple[StreamState, Floats]]) -> list[mx.array]:
+        """Encode the next mel frames of several streams; nothing is evaluated.
 
         Args:
-            audio_embeds: (B, L, dim), L at most DECODER_CHUNK_TOKENS.
-            tokens: (B, L) integer ids, each the token before its position.
-            scales: from `delay_scales`; rows of different delays are concatenated on axis 1.
+            pieces: each stream's state, which is advanced, and (8 T, n_mels) frames, T at most ENCODER_GROUP_TOKENS.
 
         Returns:
-            (B, vocab_size) logits of the token after the last position.
+            (T, dim) audio embeddings of each piece.
         """
-        x = audio_embeds + self.decoder.embed_tokens(tokens)
-        hidden = self.decoder(x, scales, state.decoder)
-        return self.decoder.logits(hidden[:, -1:])[:, 0]
+        for _, mel in pieces:
+            if len(mel) % MEL_FRAMES_PER_TOKEN:
+                raise ValueError(f"{len(mel)} mel frames are not whole tokens of {MEL_FRAMES_PER_TOKEN}")
+        parts: list[list[mx.array]] = [[] for _ in pieces]
+        sizes = [len(mel) // MEL_FRAMES_PER_TOKEN for _, mel in pieces]
+        shares = (
+            _halves(sizes[0], len(self._lanes))
+            if len(pieces) == 1
+            else _by_lane([state.encoder.ring for state, _ in pieces], sizes, len(self._lanes))
+        )
+        for lane, share in zip(self._lanes, shares, strict=False):
+            with mx.stream(lane):
+                embeds = self.encoder(
+                    [(pieces[i][0].encoder, _tokens_of(pieces[i][1], first, stop)) for i, first, stop in share],
+                    self._kernels,
+                )
+                begin = 0
+                for i, first, stop in share:
+                    parts[i].append(embeds[begin : begin + stop - first])
+                    begin += stop - first
+        return [part[0] if len(part) == 1 else mx.concatenate(part) for part in parts]
+
+    def decode(
+        self, embeds: Sequence[mx.array], tokens: Sequence[Sequence[int]], states: Sequence[StreamState]
+    ) -> mx.array:
+        """Process the next positions of several streams; nothing is evaluated.
+
+        Args:
+            embeds: each stream's next (L, dim) audio embeddings, L at most DECODER_CHUNK_TOKENS.
+            tokens: the L ids before those positions.
+            states: are advanced by L.
+
+        Returns:
+            (sum of all L, vocab_size) logits of the tokens after the positions.
+        """
+        n_lanes = 1 if self._is_wide() else len(self._lanes)
+        shares = _by_lane([state.decoder for state in states], [len(ids) for ids in tokens], n_lanes)
+        parts, order = [], []
+        firsts = np.cumsum([0] + [len(ids) for ids in tokens])
+        for lane, share in zip(self._lanes, shares, strict=False):
+            pieces = [i for i, _, _ in share]
+            with mx.stream(lane):
+                parts.append(
+                    self._decode([embeds[i] for i in pieces], [tokens[i] for i in pieces], [states[i] for i in pieces])
+                )
+            order += [row for i in pieces for row in range(firsts[i], firsts[i + 1])]
+        logits = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        return logits if order == sorted(order) else logits[mx.array(np.argsort(order))]
+
+    def _decode(
+        self, embeds: Sequence[mx.array], tokens: Sequence[Sequence[int]], states: Sequence[StreamState]
+    ) -> mx.array:
+        audio = embeds[0] if len(embeds) == 1 else mx.concatenate(list(embeds))
+        ids = mx.array(np.concatenate(tokens).astype(np.int32))
+        n_positions = [len(part) for part in tokens]
+        scales = self._scale_rows([state.n_delay_tokens for state in states], n_positions)
+        pieces = [(state.decoder, n) for state, n in zip(states, n_positions, strict=True)]
+        hidden = self.decoder(audio + self.decoder.embed_tokens(ids), scales, pieces, self._kernels)
+        return self.decoder.logits(hidden)
+
+    def _scale_rows(self, delays: Sequence[int], n_positions: Sequence[int]) -> list[mx.array]:
+        """Of each layer, (1, dim) where all streams have one delay, else (N, dim)."""
+        distinct = sorted(set(delays))
+        tables = [self.delay_scales(delay) for delay in distinct]
+        if len(distinct) == 1:
+            return [tables[0][layer : layer + 1] for layer in range(len(self.decoder.layers))]
+        rows = mx.array(np.repeat([distinct.index(delay) for delay in delays], n_positions))
+        scales = mx.stack(tables, axis=1)[:, rows]
+        return [scales[layer] for layer in range(len(self.decoder.layers))]
+
+    def _is_wide(self) -> bool:
+        return bool(self.decoder.layers[0].mlp.down_proj.weight.nbytes >= WIDE_BYTES)
+
+
+def _lanes() -> list[mx.Stream]:
+    if mx.default_device() != mx.cpu:
+        return [mx.default_stream(mx.default_device())]
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [mx.default_stream(mx.cpu)] + [mx.new_stream(mx.cpu) for _ in range(1, min(n_cores, MAX_LANES))]
+
+
+def _halves(n_tokens: int, n_shares: int) -> list[list[tuple[int, int, int]]]:
+    """The tokens of a single piece in up to `n_shares` shares of (0, first, stop): each layer of the next share begins
+    when the one before has stored its keys."""
+    bounds = sorted({round(n_tokens * i / n_shares) for i in range(n_shares + 1)})
+    return [[(0, first, stop)] for first, stop in pairwise(bounds)]
+
+
+def _by_lane(rings: Sequence[Ring], sizes: Sequence[int], n_lanes: int) -> list[list[tuple[int, int, int]]]:
+    """Whole pieces (i, 0, size) in shares, each on its tray's lane and in the order of the rows; empty ones are left out."""
+    shares: list[list[tuple[int, int, int]]] = [[] for _ in range(n_lanes)]
+    for i in sorted(range(len(rings)), key=lambda i: (id(rings[i].tray), rings[i].row)):
+        shares[rings[i].tray.lane % n_lanes].append((i, 0, sizes[i]))
+    return [share for share in shares if share]
+
+
+def _tokens_of(mel: Floats, first: int, stop: int) -> Floats:
+    return mel[first * MEL_FRAMES_PER_TOKEN : stop * MEL_FRAMES_PER_TOKEN]

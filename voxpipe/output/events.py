@@ -9,6 +9,7 @@ import threading
 import time
 from typing import Any, BinaryIO
 
+from voxpipe.output.segments import EndedSegment
 from voxpipe.output.transcript import Delta
 
 VERSION = 1
@@ -49,6 +50,21 @@ class StreamEvents:
         self._seq += 1
         start, end = round(delta.start, 2), round(delta.end, 2)
         self._lines.write("delta", stream=self._stream, seq=self._seq, text=str(delta), start=start, end=end)
+
+    def segment(self, segment: EndedSegment) -> None:
+        """`seq` is that of the segment's last delta."""
+        self._lines.write(
+            "segment",
+            stream=self._stream,
+            seq=self._seq,
+            text=segment.text,
+            start=round(segment.start, 2),
+            end=round(segment.end, 2),
+            reason=segment.reason,
+        )
+
+    def heartbeat(self, *, audio_s: float, lag_ms: int) -> None:
+        self._lines.write("heartbeat", stream=self._stream, audio_s=round(audio_s, 2), lag_ms=lag_ms)
 
     def warning(self, code: str, message: str, **facts: Any) -> None:
         self._lines.write("warning", stream=self._stream, code=code, message=message, **facts)

@@ -54,7 +54,8 @@ class FrontEnd:
         self.n_samples = 0
         self.end_token: int | None = None
         self.ended = False
-        self._push(np.zeros(n_left_pad_tokens * SAMPLES_PER_TOKEN, np.float32))
+        # of the left padding only the last token sees any audio; what comes before is in the session's first state
+        self._push(np.zeros(min(1, n_left_pad_tokens) * SAMPLES_PER_TOKEN, np.float32))
 
     def take(self, max_tokens: int) -> Floats | None:
         """Return the (8 T, n_mels) frames of up to `max_tokens` tokens, or None while there is not one whole token."""
@@ -82,7 +83,8 @@ class FrontEnd:
     def _fill(self, n_tokens: int) -> None:
         wanted = n_tokens * MEL_FRAMES_PER_TOKEN
         while len(self._frames) < wanted and not self.ended:
-            n_samples = (wanted - len(self._frames)) * HOP_LENGTH
+            # never less than a token, or the last frame's look-ahead would make it two calls
+            n_samples = max(wanted - len(self._frames), MEL_FRAMES_PER_TOKEN) * HOP_LENGTH
             samples, mark = self._source.take(n_samples)
             if len(samples):
                 self.n_samples += len(samples)

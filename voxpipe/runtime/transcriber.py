@@ -19,14 +19,18 @@ from voxpipe.checkpoints.hub import Choice, resolve
 from voxpipe.checkpoints.load import DTYPES, build_network, load_tokenizer, read_checkpoint
 from voxpipe.config import ModelConfig
 from voxpipe.errors import AudioError, UsageError
+from voxpipe.model.kernels import BaseTwoKernels
 from voxpipe.model.linear import use_blocks
 from voxpipe.model.tokenizer import Tokenizer
 from voxpipe.model.voxtral import VoxtralRealtime
 from voxpipe.output.transcript import Delta, Transcript, segments
+from voxpipe.runtime.engine import Engine
+from voxpipe.runtime.runner import Runner
 from voxpipe.runtime.session import StreamingSession
 from voxpipe.runtime.source import BLOCK_SAMPLES, StreamingAudioSource, as_samples
 
 STEP_TOKENS = 16  # decoder calls between two looks at the queue
+Floats = NDArray[np.float32]
 Audio = str | PathLike[str] | ArrayLike
 
 
@@ -52,8 +56,10 @@ def load_choice(choice: Choice, *, dtype: str | None = None) -> "Transcriber":
     checkpoint = read_checkpoint(choice.directory)
     tokenizer = load_tokenizer(checkpoint)
     network = build_network(checkpoint, dtype=None if dtype is None else DTYPES[dtype])
-    if BLAS is not None and mx.default_device() == mx.cpu:
-        use_blocks(network)
+    network.fuse()
+    if BLAS is not None and mx.default_device() == mx.cpu and network.dtype == mx.float32:
+        use_blocks(network, network.lanes[-1])
+        network.use_kernels(BaseTwoKernels())
     return Transcriber(network, tokenizer, name=choice.name)
 
 
@@ -63,6 +69,7 @@ class Transcriber:
     def __init__(self, network: VoxtralRealtime, tokenizer: Tokenizer, *, name: str) -> None:
         self.network = network
         self.tokenizer = tokenizer
+        self.runner = Runner(network)
         self.name = name
 
     @property
@@ -79,13 +86,23 @@ class Transcriber:
     ) -> StreamingSession:
         """Begin a stream; arguments as for `StreamingSession`."""
         return StreamingSession(
-            self.network,
+            self.runner,
             self.tokenizer,
             delay_ms=transcription_delay_ms,
             max_tokens=max_tokens,
             source=source,
             keep_tokens=keep_tokens,
         )
+
+    def create_engine(self, *, n_expected: int = 1, max_streams: int | None = None) -> Engine:
+        """An engine to carry several sessions at once.
+
+        Args:
+            n_expected: how many there will usually be; the caches of new sessions are laid out for it.
+            max_streams: how many at most.
+        """
+        self.network.expect_streams(n_expected)
+        return Engine(self.runner, max_streams=max_streams)
 
     @overload
     def generate(
@@ -163,7 +180,7 @@ class Transcriber:
                 source.wait()
 
 
-def transcribe(blocks: Iterable[NDArray[np.float32]], session: StreamingSession) -> Iterator[Delta]:
+def transcribe(blocks: Iterable[Floats], session: StreamingSession) -> Iterator[Delta]:
     """Feed blocks of audio to a session, each when the one before has been decoded, and yield its deltas.
 
     Raises:
@@ -182,7 +199,7 @@ def transcribe(blocks: Iterable[NDArray[np.float32]], session: StreamingSession)
         raise AudioError("there is no audio in it")
 
 
-def _blocks(audio: Audio) -> Iterable[NDArray[np.float32]]:
+def _blocks(audio: Audio) -> Iterable[Floats]:
     if isinstance(audio, str | PathLike):
         return read_blocks(Path(audio))
     if isinstance(audio, mx.array) and mx.issubdtype(audio.dtype, mx.floating):

@@ -12,71 +12,38 @@ import stat
 import struct
 import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from voxpipe.audio.decoder import AudioDecoder
 from voxpipe.errors import AudioError, InputError, VoxpipeError
-from voxpipe.runtime.source import StreamingAudioSource
+from voxpipe.output.events import JsonLines
+from voxpipe.service.loop import StreamLoop
+from voxpipe.service.stream import Stream, StreamOptions
 
 log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 16  # a pipe's capacity on Linux
-BUFFER_S = 30.0  # audio queued per stream before its writer has to wait
+IDLE_S = 2.0  # without a byte end a stream of a pipe whose writers' end cannot be seen
 MAX_UNFINISHED = 4  # streams of one named pipe, being read or decoded, before the next writer has to wait
 
 
 @dataclass(frozen=True)
-class ListenOptions:
-    """What a live stream is made of.
-
-    Attributes:
-        encoding, rate, channels: of raw audio, as for `AudioDecoder.from_options`.
-        delay_ms: transcription delay; None is the model's own.
-    """
+class AudioOptions:
+    """What raw audio is, as for `AudioDecoder.from_options`."""
 
     encoding: str = "auto"
     rate: int = 16_000
     channels: int = 1
-    delay_ms: int | None = None
 
+    def decoder(self) -> AudioDecoder:
+        """A decoder of it.
 
-class Wakeup:
-    """Wakes the loop from other threads and, by way of `signal.set_wakeup_fd`, from signals.
-
-    It is a pipe, because a signal that comes just before a wait for a lock is not noticed until the lock is free.
-    """
-
-    def __init__(self) -> None:
-        self._read, self.descriptor = os.pipe()
-        os.set_blocking(self.descriptor, False)
-
-    def set(self) -> None:
-        with suppress(BlockingIOError):  # the pipe is full, so the loop will wake anyway
-            os.write(self.descriptor, b"x")
-
-    def wait(self) -> None:
-        """Wait for `set`; what it announced must be looked for afterwards."""
-        os.read(self._read, READ_BYTES)
-
-
-class Stream:
-    """One writer's audio, from its first byte to `done`.
-
-    Attributes:
-        on_end: called when `done` has been written.
-        error: what went wrong while its bytes were read, if anything.
-        warnings: what was odd about them.
-    """
-
-    def __init__(self, name: str, path: str, wakeup: Wakeup, on_end: Callable[[], None]) -> None:
-        self.name = name
-        self.path = path
-        self.on_end = on_end
-        self.audio = StreamingAudioSource(max_buffer_s=BUFFER_S, on_change=wakeup.set)
-        self.error: VoxpipeError | None = None
-        self.warnings: list[tuple[str, str]] = []  # (code, message)
+        Raises:
+            UsageError: it cannot be read.
+        """
+        return AudioDecoder.from_options(self.encoding, rate=self.rate, channels=self.channels)
 
 
 def is_fifo(path: str) -> bool:
@@ -102,18 +69,45 @@ def n_waiting_bytes(pipe: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
 
 
+def odd_ends(decoder: AudioDecoder) -> list[tuple[str, str]]:
+    """(code, message) of what was odd about the end of a stream of bytes."""
+    warnings = []
+    if decoder.n_leftover_bytes:
+        message = f"the input ended within a sample; {decoder.n_leftover_bytes} byte(s) dropped"
+        warnings.append(("odd-bytes", message))
+    if decoder.n_ignored_bytes:
+        message = f"{decoder.n_ignored_bytes} byte(s) behind the end that the WAV header declares were ignored"
+        warnings.append(("ignored-bytes", message))
+    return warnings
+
+
 class Reader(threading.Thread):
-    """Turns the bytes of one source into streams: one for stdin or a file, one per writer for a named pipe."""
+    """Turns the bytes of one source into streams: one for stdin or a file, one per writer for a named pipe.
+
+    Args:
+        inherited: the descriptor of a named pipe that a service manager holds open for writing too. It never comes to an
+            end, so what comes without a break of IDLE_S is a stream.
+    """
 
     def __init__(
-        self, path: str, name: str, options: ListenOptions, announce: Callable[[Stream], None], wakeup: Wakeup
-    ):
+        self,
+        path: str,
+        name: str,
+        loop: StreamLoop,
+        lines: JsonLines,
+        audio_options: AudioOptions,
+        stream_options: StreamOptions,
+        *,
+        inherited: int | None = None,
+    ) -> None:
         super().__init__(name=f"reader-{name}", daemon=True)  # it may wait for a writer for ever
+        self._inherited = inherited
         self._path = path
         self._stream_name = name
-        self._options = options
-        self._announce = announce
-        self._wakeup = wakeup
+        self._loop = loop
+        self._lines = lines
+        self._audio_options = audio_options
+        self._stream_options = stream_options
         self._stop_read, self._stop_write = os.pipe()
         self._stopping = False
         self._places = threading.Semaphore(MAX_UNFINISHED)
@@ -124,6 +118,9 @@ class Reader(threading.Thread):
         """Read no further. Safe in a signal handler."""
         self._stopping = True
         os.write(self._stop_write, b"x")
+        if self._is_fifo:  # be the writer that it may be waiting for
+            with suppress(OSError):
+                os.close(os.open(self._path, os.O_WRONLY | os.O_NONBLOCK))
 
     def run(self) -> None:
         n_streams = 0
@@ -136,8 +133,15 @@ class Reader(threading.Thread):
                     break
                 n_streams += 1
                 name = f"{self._stream_name}#{n_streams}" if self._is_fifo else self._stream_name
-                stream = Stream(name, self._path, self._wakeup, self._places.release)
-                self._announce(stream)
+                stream = Stream(
+                    name,
+                    self._path,
+                    self._lines,
+                    self._stream_options,
+                    on_audio=self._loop.wakeup.set,
+                    on_end=self._places.release,
+                )
+                self._loop.announce(stream)
                 try:
                     self._read(descriptor, stream)
                 finally:
@@ -150,7 +154,7 @@ class Reader(threading.Thread):
             if descriptor:
                 os.close(descriptor)
             self.finished = True
-            self._wakeup.set()
+            self._loop.wakeup.set()
 
     def _open(self, previous: int | None) -> int:
         """Open the source, of a named pipe when a writer comes.
@@ -159,6 +163,9 @@ class Reader(threading.Thread):
         """
         if self._path == "-":
             return 0
+        if self._inherited is not None:
+            select.select([self._inherited, self._stop_read], [], [])
+            return os.dup(self._inherited) if previous is None else previous
         if previous is not None and n_waiting_bytes(previous):  # the next writer has come and gone
             return previous
         descriptor = os.open(self._path, os.O_RDONLY)
@@ -167,8 +174,7 @@ class Reader(threading.Thread):
         return descriptor
 
     def _read(self, descriptor: int, stream: Stream) -> None:
-        options = self._options
-        decoder = AudioDecoder.from_options(options.encoding, rate=options.rate, channels=options.channels)
+        decoder = self._audio_options.decoder()
         n_samples = 0
         try:
             for data in self._chunks(descriptor):
@@ -177,19 +183,14 @@ class Reader(threading.Thread):
                 stream.audio.append(samples)
             samples = decoder.finish()
             stream.audio.append(samples)
-            if decoder.n_leftover_bytes:
-                message = f"the input ended within a sample; {decoder.n_leftover_bytes} byte(s) dropped"
-                stream.warnings.append(("odd-bytes", message))
-            if decoder.n_ignored_bytes:
-                message = f"{decoder.n_ignored_bytes} byte(s) behind the end that the WAV header declares were ignored"
-                stream.warnings.append(("ignored-bytes", message))
+            stream.warnings += odd_ends(decoder)
             if n_samples + len(samples) == 0 and not self._stopping:
                 stream.error = AudioError(
                     "no audio came in; pipe raw PCM or WAV, for example `ffmpeg -i FILE -f s16le -ar 16000 -ac 1 - | voxpipe`"
                 )
         except VoxpipeError as exc:
             stream.error = exc
-            self._wakeup.set()
+            self._loop.wakeup.set()
             if self._is_fifo:
                 for _ in self._chunks(descriptor):  # whatever else this writer sends would begin another stream
                     pass
@@ -199,9 +200,10 @@ class Reader(threading.Thread):
 
     def _chunks(self, descriptor: int) -> Iterator[bytes]:
         """The source's bytes until it ends or `stop` is called."""
+        idle_s = None if self._inherited is None else IDLE_S
         while True:
-            readable, _, _ = select.select([descriptor, self._stop_read], [], [])
-            if self._stop_read in readable:
+            readable, _, _ = select.select([descriptor, self._stop_read], [], [], idle_s)
+            if self._stop_read in readable or not readable:
                 return
             data = os.read(descriptor, READ_BYTES)
             if not data:

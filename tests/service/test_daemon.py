@@ -1,0 +1,346 @@
+"""`voxpipe serve` and its clients, as real processes on a real socket."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.clips import BEACH, FUTURE, s16le, said, words
+from tests.cli.process import COMMAND, Event, Live, environment, live, parse, run, text_of, wait_until
+from voxpipe.errors import EX_CANTCREAT, EX_DATAERR, EX_OK, EX_UNAVAILABLE, EX_USAGE
+from voxpipe.service.attach import ask_status
+from voxpipe.service.protocol import MAX_HEADER_BYTES, as_chunk
+
+Env = dict[str, str]
+
+
+class Served:
+    """A daemon under test."""
+
+    def __init__(self, directory: Path, process: Live, config: Path) -> None:
+        self.socket = directory / "voxpipe.sock"
+        self.config = config
+        self.process = process
+        self.env = environment(VOXPIPE_SOCKET=str(self.socket))
+
+    def status(self) -> dict[str, Any]:
+        return ask_status(self.socket)
+
+    def n_descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.process.pid}/fd"))
+
+    def connect(self) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(self.socket))
+        client.settimeout(60)
+        return client
+
+    def ask(self, data: bytes) -> list[Event]:
+        """Send, half-close, and read to the end."""
+        with self.connect() as client:
+            try:
+                client.sendall(data)
+                client.shutdown(socket.SHUT_WR)
+            except OSError:  # it would not hear us out
+                pass
+            received = b""
+            while part := client.recv(1 << 16):
+                received += part
+        return parse(received)
+
+    def idle(self) -> None:
+        wait_until(lambda: not self.status()["streams"])
+
+
+@contextmanager
+def serve(directory: Path, settings: str = "", **changes: str) -> Iterator[Served]:
+    config = directory / "voxpipe.toml"
+    config.write_text(f'socket = "{directory}/voxpipe.sock"\n{settings}')
+    with live("serve", "--config", config, stdin=subprocess.DEVNULL, env=environment(**changes)) as process:
+        process.wait_for("ready")
+        wait_until((directory / "voxpipe.sock").exists)
+        yield Served(directory, process, config)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("served"), "max_streams = 4\n") as daemon:
+        yield daemon
+        daemon.process.signal(signal.SIGTERM)
+        assert daemon.process.end() == EX_OK
+        assert not daemon.socket.exists()
+
+
+def is_read(fifo: Path) -> bool:
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def without_time(events: list[Event]) -> list[Event]:
+    return [{key: value for key, value in event.items() if key != "wall_s"} for event in events]
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--delay", "240", "--segment-pause", "80"], ["--format", "s16le", "--rate", "16000"]]
+)
+def test_a_pipe_gets_from_the_daemon_what_it_gets_alone(served: Served, options: list[str]) -> None:
+    audio = s16le(BEACH) if "--format" in options else BEACH.read_bytes()
+    attached = run(*options, "--daemon", "require", stdin=audio, env=served.env)
+    alone = run(*options, "--daemon", "never", stdin=audio, env=served.env)
+    assert attached.status == alone.status == EX_OK
+    assert without_time(attached.events) == without_time(alone.events)
+    assert attached.stderr == ""
+
+
+def test_errors_and_statuses_are_those_of_a_pipe_alone(served: Served) -> None:
+    for audio in (b"", b"a letter, not a sound\n" * 50):
+        attached = run("--daemon", "require", stdin=audio, env=served.env)
+        alone = run("--daemon", "never", stdin=audio, env=served.env)
+        assert attached.status == alone.status == EX_DATAERR
+        codes = [[event.get("code") for event in result.events] for result in (attached, alone)]
+        assert codes[0] == codes[1]
+        assert attached.stderr.startswith("voxpipe: ")
+        assert attached.stderr.count("\n") == 1
+
+
+def test_raw_audio_and_wav_without_a_header_line(served: Served) -> None:
+    for data in (s16le(FUTURE), BEACH.read_bytes()):
+        events = served.ask(data)
+        assert [events[0]["type"], events[1]["type"], events[-1]["type"]] == ["ready", "start", "done"]
+        assert words(text_of(events)) == said(FUTURE if data[:4] != b"RIFF" else BEACH)
+
+
+def test_several_clients_at_once_each_get_their_own_words(served: Served) -> None:
+    clips = [FUTURE, BEACH, FUTURE, BEACH]
+    clients = [subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=served.env) for _ in clips]
+    try:
+        for client, clip in zip(clients, clips, strict=True):
+            assert client.stdin is not None
+            client.stdin.write(s16le(clip))
+        for client, clip in zip(clients, clips, strict=True):
+            output, _ = client.communicate(timeout=90)
+            assert client.returncode == EX_OK
+            assert words(text_of(parse(output))) == said(clip)
+    finally:
+        for client in clients:
+            client.kill()
+
+
+def test_one_client_too_many_is_told_so(served: Served) -> None:
+    served.idle()
+    holding = [served.connect() for _ in range(4)]
+    for client in holding:
+        client.sendall(bytes(640))
+    wait_until(lambda: len(served.status()["streams"]) == 4)
+    events = served.ask(s16le(FUTURE))
+    assert [event["type"] for event in events] == ["ready", "start", "error", "done"]
+    assert events[2]["code"] == "busy"
+    assert events[2]["message"] == "all 4 streams are in use; try again when one has ended"
+    for client in holding:
+        client.close()
+    served.idle()
+    assert words(text_of(served.ask(s16le(FUTURE)))) == said(FUTURE)
+
+
+def test_clients_that_vanish_leave_nothing_behind(served: Served) -> None:
+    served.idle()
+    before = served.n_descriptors()
+    with live(env=served.env) as other:
+        other.write(s16le(BEACH)[:80_000])
+        for _ in range(3):
+            with live(env=served.env) as client:
+                client.write(s16le(BEACH)[:60_000])
+                client.wait_for("delta")
+                client.signal(signal.SIGKILL)
+        other.write(s16le(BEACH)[80_000:])
+        other.end_input()
+        assert other.end() == EX_OK
+        assert words(other.text()) == said(BEACH)
+    served.idle()
+    wait_until(lambda: served.n_descriptors() <= before)
+
+
+def test_clients_that_neither_send_nor_read_are_in_nobodys_way(served: Served) -> None:
+    with served.connect(), served.connect() as deaf:
+        deaf.sendall(s16le(BEACH)[:100_000])
+        assert words(text_of(served.ask(s16le(FUTURE)))) == said(FUTURE)
+    served.idle()
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b'VOXPIPE/1 {"rate": "fast"}\n', "the header's 'rate' is 'fast', which is not a number"),
+        (b'VOXPIPE/1 {"delay_ms": 100}\n', "a transcription delay of 100 ms is not possible; choose one of"),
+        (b'VOXPIPE/1 {"model": "4bit"}\n', "this daemon runs the model tiny, not 4bit"),
+        (b'VOXPIPE/1 {"format": "s7le"}\n', "'s7le'"),
+        (b"VOXPIPE/1 \xff\xfe\n", "the header is not JSON"),
+        (b"VOXPIPE/1 " + b"x" * MAX_HEADER_BYTES, f"the header has no end within {MAX_HEADER_BYTES} bytes"),
+        (b"VOXPIPE/1 " + b"x" * (64 << 20), f"the header has no end within {MAX_HEADER_BYTES} bytes"),
+        (b"VOXPIPE/1 {}", "the header has no end; it is one line of JSON"),
+        (b'VOXPIPE/1 {"framing": "chunks"}\n\xff\xff\xff\xff', "a chunk of 4294967295 bytes is too long"),
+    ],
+)
+def test_garbage_gets_one_clear_error(served: Served, header: bytes, message: str) -> None:
+    events = served.ask(header)
+    (error,) = [event for event in events if event["type"] == "error"]
+    assert error["code"] == "usage"
+    assert message in error["message"]
+    assert events[-1]["type"] == "done"
+
+
+def test_two_thousand_connections(served: Served) -> None:
+    served.idle()
+    before = served.n_descriptors()
+    for _ in range(2_000):
+        served.connect().close()
+    assert words(text_of(served.ask(s16le(FUTURE)))) == said(FUTURE)
+    wait_until(lambda: served.n_descriptors() <= before)
+
+
+def test_a_flush_from_the_client_in_mid_stream(served: Served) -> None:
+    with live(env=served.env) as client:
+        client.write(s16le(FUTURE)[:-16_000])
+        client.wait_for_words(3)
+        client.signal(signal.SIGUSR1)
+        wait_until(lambda: "young" in client.text(), lambda: client.text())
+        client.write(s16le(BEACH))
+        client.end_input()
+        assert client.end() == EX_OK
+        assert words(client.text())[-3:] == said(BEACH)[-3:]
+    events = served.ask(
+        b'VOXPIPE/1 {"framing": "chunks"}\n' + as_chunk(bytes(6_400)) + as_chunk(b"") + as_chunk(bytes(6_400))
+    )
+    assert events[-1]["audio_s"] == 0.4
+
+
+def test_an_interrupted_client_gets_what_was_heard(served: Served) -> None:
+    with live(env=served.env) as client:
+        client.write(s16le(BEACH)[: len(s16le(BEACH)) // 4 * 2])
+        client.wait_for_words(6)
+        client.signal(signal.SIGINT)
+        assert client.end() == EX_OK
+        assert words(client.text())[:9] == said(BEACH)[:9]
+        assert client.events[-1]["reason"] == "signal"
+
+
+def test_a_stopped_client_goes_on_later(served: Served) -> None:
+    with live(env=served.env) as client:
+        client.write(s16le(BEACH)[:100_000])
+        client.wait_for("delta")
+        client.signal(signal.SIGSTOP)
+        assert words(text_of(served.ask(s16le(FUTURE)))) == said(FUTURE)
+        client.signal(signal.SIGCONT)
+        client.write(s16le(BEACH)[100_000:])
+        client.end_input()
+        assert client.end() == EX_OK
+        assert words(client.text()) == said(BEACH)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_another_user_is_refused(served: Served) -> None:
+    script = f"import os, socket; os.setuid(65534); socket.socket(socket.AF_UNIX).connect({str(served.socket)!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert b"PermissionError" in done.stderr
+
+
+def test_status_names_every_stream(served: Served) -> None:
+    served.idle()
+    with live(env=served.env) as client:
+        client.write(s16le(BEACH)[:64_000])
+        wait_until(lambda: [one["audio_s"] for one in served.status()["streams"]] == [2.0])
+        result = run("status", "--json", env=served.env)
+        facts = json.loads(result.stdout)
+        assert (facts["model"], facts["max_streams"], facts["pid"]) == ("tiny", 4, served.process.process.pid)
+        assert facts["streams"][0]["stream"] == "stdin"
+        table = run("status", env=served.env).stdout.decode()
+        assert "1 of 4 streams" in table
+        assert "stdin" in table
+    served.idle()
+
+
+def test_without_a_daemon(tmp_path: Path) -> None:
+    env = environment(VOXPIPE_SOCKET=str(tmp_path / "none.sock"))
+    for command in (["status"], ["--daemon", "require"]):
+        result = run(*command, stdin=b"", env=env)
+        assert (result.status, result.stdout) == (EX_UNAVAILABLE, b"")
+        assert result.stderr == f"voxpipe: no daemon answers at {tmp_path}/none.sock; start one with: voxpipe serve\n"
+    assert run("--daemon", "require", "--dtype", "f32", stdin=b"", env=env).status == EX_USAGE
+
+
+def test_a_daemon_that_dies_leaves_its_clients_an_error_and_its_socket_to_the_next(tmp_path: Path) -> None:
+    with serve(tmp_path) as daemon:
+        with live(env=daemon.env) as client:
+            client.write(s16le(BEACH)[:100_000])
+            client.wait_for("delta")
+            daemon.process.signal(signal.SIGKILL)
+            assert client.end() == EX_UNAVAILABLE
+            assert [event["type"] for event in client.events[-2:]] == ["error", "done"]
+            assert client.stderr.startswith("voxpipe: the daemon ended in mid-stream; ")
+        assert daemon.socket.exists()
+    with serve(tmp_path) as daemon:
+        assert words(text_of(daemon.ask(s16le(FUTURE)))) == said(FUTURE)
+        second = run("serve", "--config", daemon.config)
+        assert second.status == EX_CANTCREAT
+        assert (
+            second.stderr == f"voxpipe: another voxpipe serves {daemon.socket} already; stop it, or name another path\n"
+        )
+        assert words(text_of(daemon.ask(s16le(FUTURE)))) == said(FUTURE)
+
+
+def test_the_end_of_the_daemon_is_the_end_of_its_streams_with_what_was_heard(tmp_path: Path) -> None:
+    with serve(tmp_path) as daemon, live(env=daemon.env) as client:
+        client.write(s16le(BEACH)[: len(s16le(BEACH)) // 4 * 2])
+        client.wait_for_words(6)
+        daemon.process.signal(signal.SIGTERM)
+        client.end()
+        assert words(client.text())[:9] == said(BEACH)[:9]
+        assert (client.events[-1]["type"], client.events[-1]["reason"]) == ("done", "signal")
+        assert daemon.process.end() == EX_OK
+        assert not daemon.socket.exists()
+        assert daemon.process.stderr == ""
+
+
+def test_pipes_come_and_go_with_the_settings_and_streams_stay(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.pcm", tmp_path / "two.pcm"
+    with serve(tmp_path, f'[[fifo]]\npath = "{one}"\nmode = "0640"\n') as daemon:
+        process = daemon.process
+        wait_until(one.exists)
+        assert one.stat().st_mode & 0o777 == 0o640
+        with live(env=daemon.env) as client:
+            client.write(s16le(BEACH)[:100_000])
+            client.wait_for("delta")
+            # 1. a mistake changes nothing
+            good = daemon.config.read_text()
+            daemon.config.write_text("max_streams = 0\n")
+            process.signal(signal.SIGHUP)
+            wait_until(lambda: "the settings stay as they were" in process.stderr)
+            # 2. another pipe is opened beside the first
+            daemon.config.write_text(good + f'[[fifo]]\npath = "{two}"\n')
+            process.signal(signal.SIGHUP)
+            wait_until(two.exists)
+            for path in (one, two):
+                path.write_bytes(s16le(FUTURE))
+                process.wait_for("done", f"{path.name}#1")
+                assert words(process.text(f"{path.name}#1")) == said(FUTURE)
+            # 3. a pipe that is not named any more is not read any more
+            daemon.config.write_text(good)
+            process.signal(signal.SIGHUP)
+            wait_until(lambda: not is_read(two))
+            assert is_read(one)
+            # 4. the client has noticed nothing
+            client.write(s16le(BEACH)[100_000:])
+            client.end_input()
+            assert client.end() == EX_OK
+            assert words(client.text()) == said(BEACH)

@@ -1,0 +1,103 @@
+"""The configuration file: what is wrong is named, with its line, before anything is loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.process import run
+from voxpipe.errors import EX_CONFIG, ConfigError
+from voxpipe.service import settings as settings_module
+from voxpipe.service.settings import Settings, read_settings
+
+GOOD = """\
+model = "tiny"
+max_streams = 3
+delay_ms = 240
+
+[[fifo]]
+path = "/run/one.pcm"
+heartbeat_s = 2
+
+[[fifo]]
+path = "/run/two.pcm"
+rate = 48000
+delay_ms = 80
+segment_pause_ms = 800
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "voxpipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_keys_are_obeyed(tmp_path: Path) -> None:
+    settings = read_settings(written(tmp_path, GOOD))
+    assert (settings.model, settings.max_streams) == ("tiny", 3)
+    one, two = settings.fifo
+    assert (one.path, two.path, two.audio_options().rate) == ("/run/one.pcm", "/run/two.pcm", 48_000)
+    assert settings.stream_options().delay_ms == 240
+    assert settings.stream_options(one).delay_ms == 240
+    assert settings.stream_options(one).heartbeat_s == 2
+    assert settings.stream_options(two).delay_ms == 80
+    assert settings.stream_options(two).segment_pause_s == 0.8
+
+
+def test_the_documented_example_is_right(tmp_path: Path) -> None:
+    assert settings_module.__doc__ is not None
+    example = settings_module.__doc__.partition("\n\n")[2]
+    settings = read_settings(written(tmp_path, "\n".join(line.strip() for line in example.splitlines())))
+    documented = {name for name in Settings.__dataclass_fields__ if f"{name} = " in example or f"[[{name}]]" in example}
+    assert documented == set(Settings.__dataclass_fields__)
+    assert settings.fifo[0].mode == "0600"
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert read_settings(written(tmp_path, "")) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("line", "replacement", "number", "message"),
+    [
+        ('model = "tiny"', "model = 4", 1, "model is 4; it must be a text"),
+        ('model = "tiny"', 'modle = "tiny"', 1, "modle is not a key of this table; known are model, "),
+        ("max_streams = 3", "max_streams = 0", 2, "max_streams is 0; it must be at least 1"),
+        ("max_streams = 3", "max_streams = true", 2, "max_streams is True; it must be a whole number"),
+        ("delay_ms = 240", "delay_ms = 250", 3, "delay_ms cannot be 250: a transcription delay of 250 ms"),
+        ("delay_ms = 240", 'socket_mode = "rw"', 3, "socket_mode is 'rw'; it must be an octal mode"),
+        ("delay_ms = 240", 'dtype = "f64"', 3, "dtype is 'f64'; it can be bf16, fp16 or f32"),
+        ("heartbeat_s = 2", "heartbeat_s = 0", 7, "heartbeat_s is 0; it must be at least 0.01"),
+        ('path = "/run/two.pcm"', 'path = "two.pcm"', 10, "path is 'two.pcm'; it must be an absolute path"),
+        ('path = "/run/two.pcm"', 'path = "/run/one.pcm"', 10, "path names /run/one.pcm a second time"),
+        ('path = "/run/two.pcm"', "", 9, "path is missing"),
+        ("rate = 48000", 'rate = "fast"', 11, "rate is 'fast'; it must be a whole number"),
+        ("rate = 48000", 'format = "s7le"', 11, "format does not go with the rest: "),
+        ("segment_pause_ms = 800", "segment_pause_ms = 20", 13, "segment_pause_ms is 20; it must be at least 80"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(
+    tmp_path: Path, line: str, replacement: str, number: int, message: str
+) -> None:
+    path = written(
+        tmp_path, GOOD.replace(line, replacement, 1) if line != "delay_ms = 240" else GOOD.replace(line, replacement)
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_settings(path)
+    assert str(caught.value).startswith(f"{path}, line {number}: {message}")
+
+
+def test_what_is_no_toml(tmp_path: Path) -> None:
+    path = written(tmp_path, "model = \n")
+    with pytest.raises(ConfigError, match=r"voxpipe\.toml: Invalid value \(at line 1"):
+        read_settings(path)
+
+
+def test_the_command_ends_with_the_status_for_configurations(tmp_path: Path) -> None:
+    path = written(tmp_path, "max_streams = 0\n")
+    result = run("serve", "--config", path)
+    assert (result.status, result.stdout) == (EX_CONFIG, b"")
+    assert result.stderr == f"voxpipe: {path}, line 1: max_streams is 0; it must be at least 1\n"
+    missing = tmp_path / "missing.toml"
+    result = run("serve", "--config", missing)
+    assert (result.status, result.stderr) == (EX_CONFIG, f"voxpipe: cannot read {missing}: No such file or directory\n")

@@ -1,0 +1,87 @@
+"""Many streams on one model: who takes part in which batch.
+
+An engine belongs to the thread that loaded the model, as its sessions do; other threads reach it only through the sources
+that they fill. Every turn is one batch of the streams that have something to do. Live streams come first, in turn where
+there are more than a batch holds; files fill what is left of it, and wait while a live stream lags. A stream's tokens do
+not depend on any of that.
+"""
+
+from collections import deque
+from itertools import islice
+
+import mlx.core as mx
+
+from voxpipe.errors import BusyError
+from voxpipe.model.voxtral import ENCODER_GROUP_TOKENS
+from voxpipe.output.transcript import Delta
+from voxpipe.runtime.runner import Runner
+from voxpipe.runtime.session import StreamingSession
+
+MAX_ROWS_CPU = 16  # beyond it a batch gains nothing on a CPU, and everybody waits longer
+MAX_ROWS_GPU = 128
+GROUP_TOKENS_BESIDE_LIVE = 4  # what a file may have encoded at once while live streams wait for their turn
+LAG_S = 0.4  # of audio not yet read: more than a turn or two explain
+
+
+class Engine:
+    """Carries streams on one model.
+
+    Args:
+        max_streams: how many at most; None for no limit.
+    """
+
+    def __init__(self, runner: Runner, *, max_streams: int | None = None) -> None:
+        self._runner = runner
+        self._max_streams = max_streams
+        self._max_rows = MAX_ROWS_CPU if mx.default_device() == mx.cpu else MAX_ROWS_GPU
+        self._live: deque[StreamingSession] = deque()
+        self._files: deque[StreamingSession] = deque()
+
+    def __len__(self) -> int:
+        return len(self._live) + len(self._files)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `add` would refuse another stream."""
+        return len(self) == self._max_streams
+
+    def add(self, session: StreamingSession, *, live: bool = True) -> None:
+        """Let a stream take part until it is done.
+
+        Raises:
+            BusyError: there are `max_streams` already.
+        """
+        if self.is_full:
+            raise BusyError(f"all {self._max_streams} streams are in use; try again when one has ended")
+        (self._live if live else self._files).append(session)
+
+    def remove(self, session: StreamingSession) -> None:
+        """Let a stream take part no longer, whether it is done or not."""
+        (self._live if session in self._live else self._files).remove(session)
+
+    def turn(self) -> list[tuple[StreamingSession, list[Delta]]]:
+        """Run one batch.
+
+        Returns:
+            Each stream that took part, with its new deltas; none if all are starved. Those that are done have left.
+        """
+        live = list(islice((session for session in self._live if not session.starved), self._max_rows))
+        is_lagging = any(session.waiting_s > LAG_S for session in live)
+        files: list[StreamingSession] = []
+        if not is_lagging:
+            places = self._max_rows - len(live)
+            files = list(islice((session for session in self._files if not session.starved), places))
+        rows = live + files
+        if not rows:
+            return []
+        is_shared = len(self) > 1 and bool(self._live) and not is_lagging
+        self._runner.run(rows, group_tokens=GROUP_TOKENS_BESIDE_LIVE if is_shared else ENCODER_GROUP_TOKENS)
+        for queue, served in ((self._live, live), (self._files, files)):
+            if len(queue) > self._max_rows:
+                queue.rotate(-len(served))
+        results = []
+        for session in rows:
+            if session.finish_if_exhausted():
+                self.remove(session)
+            results.append((session, session.take_deltas()))
+        return results

@@ -1,0 +1,148 @@
+"""The network at work for several sessions at once: one encoder call and one decoder call, whatever each of them brings.
+
+When several audio embeddings of a stream wait already (a file, a backlog), the tokens between them are guessed: one pass
+over the weights verifies several positions, the guesses that agree are kept, and the caches are rolled back to the first
+that does not. What the network said behind a wrong guess is the next call's guess (Jacobi decoding). The tokens are those
+that one position at a time gives. How many guesses pay is measured on the way: with the share of right ones of each
+stream, and with the time that calls of each size take on this machine.
+"""
+
+import time
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from voxpipe.model.voxtral import DECODER_CHUNK_TOKENS, ENCODER_GROUP_TOKENS, VoxtralRealtime
+from voxpipe.runtime.session import StreamingSession
+
+CHUNK_SIZES = (1, 2, 3, 4, 6, 8)  # positions of one stream in a call
+COST_WEIGHT = 0.2  # of the newest measurement of a call's time
+EXPLORE_EVERY = 64  # calls after which the largest size is tried again: the machine may have become idle
+CLEAR_CACHE_CALLS = 256  # MLX's buffer pool otherwise grows; clearing it at every step would double the step
+
+
+class Runner:
+    """Runs one network.
+
+    Args:
+        speculate: guess tokens where that pays; otherwise one position of a stream in a call.
+
+    Attributes:
+        n_calls, n_positions: decoder calls, and positions by which streams went on in them.
+        n_guessed, n_right: guesses made, and those that were right.
+    """
+
+    def __init__(self, network: VoxtralRealtime, *, speculate: bool = True) -> None:
+        self.network = network
+        self.speculate = speculate
+        self.n_calls = 0
+        self.n_positions = 0
+        self.n_guessed = 0
+        self.n_right = 0
+        self._cost_s: dict[int, float] = {}  # of a call with so many positions
+
+    def run(
+        self,
+        sessions: Sequence[StreamingSession],
+        *,
+        max_tokens: int = DECODER_CHUNK_TOKENS,
+        group_tokens: int = ENCODER_GROUP_TOKENS,
+    ) -> int:
+        """Do one piece of work for every session that has any.
+
+        Args:
+            max_tokens: most tokens that each gets.
+            group_tokens: most audio embeddings that each has encoded.
+
+        Returns:
+            Positions by which the sessions went on, altogether.
+        """
+        encoded = self._encode(sessions, group_tokens)
+        waiting = [session for session in sessions if session.n_waiting]
+        return self._decode(waiting, max_tokens, is_timed=not encoded) if waiting else 0
+
+    def _encode(self, sessions: Sequence[StreamingSession], group_tokens: int) -> bool:
+        jobs = []
+        for session in sessions:
+            mel = None if session.n_waiting else session.take_mel(group_tokens)
+            if mel is not None:
+                jobs.append((session, mel))
+        if not jobs:
+            return False
+        embeds = self.network.encode([(session.state, mel) for session, mel in jobs])
+        for (session, mel), part in zip(jobs, embeds, strict=True):
+            session.add_embeds(part, mel)
+        return True
+
+    def _decode(self, sessions: Sequence[StreamingSession], max_tokens: int, *, is_timed: bool) -> int:
+        tokens = [
+            session.propose(n) for session, n in zip(sessions, self._chunk_sizes(sessions, max_tokens), strict=True)
+        ]
+        started_at = time.perf_counter()
+        logits = self.network.decode(
+            [session.waiting_embeds(len(ids)) for session, ids in zip(sessions, tokens, strict=True)],
+            tokens,
+            [session.state for session in sessions],
+        )
+        logits = logits.astype(mx.float32)
+        penalties = [session.blank_penalties(ids) for session, ids in zip(sessions, tokens, strict=True)]
+        if any(any(part) for part in penalties):
+            logits[:, self.network.config.streaming_pad_id] -= mx.array(np.concatenate(penalties).astype(np.float32))
+        best = logits.argmax(axis=-1)
+        logprob = logits.max(axis=-1) - logits.logsumexp(axis=-1)
+        mx.eval(best, logprob)
+        n_all = sum(map(len, tokens))
+        if is_timed:
+            self._note_cost(n_all, time.perf_counter() - started_at)
+        return self._accept(sessions, tokens, np.asarray(best).tolist(), np.asarray(logprob).tolist())
+
+    def _accept(
+        self,
+        sessions: Sequence[StreamingSession],
+        tokens: Sequence[Sequence[int]],
+        best: Sequence[int],
+        logprobs: Sequence[float],
+    ) -> int:
+        n_accepted = first = 0
+        for session, ids in zip(sessions, tokens, strict=True):
+            stop = first + len(ids)
+            n_given = session.n_given
+            n = session.accept(ids, best[first:stop], logprobs[first:stop])
+            n_accepted += n
+            self.n_guessed += max(0, len(ids) - n_given)
+            self.n_right += max(0, n - n_given)
+            first = stop
+        self.n_positions += n_accepted
+        self.n_calls += 1
+        if self.n_calls % CLEAR_CACHE_CALLS == 0:
+            mx.clear_cache()
+        return n_accepted
+
+    def _chunk_sizes(self, sessions: Sequence[StreamingSession], max_tokens: int) -> list[int]:
+        """How many positions each session brings: what is given it brings anyway, guesses as they pay."""
+
+        def sizes(size: int) -> list[int]:
+            return [min(session.n_waiting, max_tokens, max(session.n_given, size)) for session in sessions]
+
+        if not self.speculate or all(session.n_waiting == 1 for session in sessions):
+            return sizes(1)
+        if self.n_calls % EXPLORE_EVERY == 0:
+            return sizes(CHUNK_SIZES[-1])
+
+        def rate(chunk: list[int]) -> float:
+            gain = sum(session.expected_tokens(n) for session, n in zip(sessions, chunk, strict=True))
+            return gain / self._expected_cost(sum(chunk))
+
+        return max((sizes(size) for size in CHUNK_SIZES), key=rate)
+
+    def _note_cost(self, n_positions: int, cost_s: float) -> None:
+        known = self._cost_s.get(n_positions, cost_s)
+        self._cost_s[n_positions] = known + COST_WEIGHT * (cost_s - known)
+
+    def _expected_cost(self, n_positions: int) -> float:
+        """Seconds of a call: measured, or else that of the next smaller call measured, so that larger ones are tried."""
+        if n_positions in self._cost_s:
+            return self._cost_s[n_positions]
+        smaller = [n for n in self._cost_s if n < n_positions]
+        return self._cost_s[max(smaller)] if smaller else 1.0

@@ -1,0 +1,155 @@
+"""`voxpipe` as a client of a running daemon: standard input to its socket, its events to standard output.
+
+Nothing here loads the model, or even numpy, so a pipe is attached in the time that Python takes to start.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+from voxpipe.errors import EX_IOERR, EX_OK, EX_UNAVAILABLE, UnavailableError, status_of
+from voxpipe.service.protocol import Header, as_chunk
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 1 << 16  # a chunk's greatest length, and a pipe's capacity on Linux
+
+
+def connect(path: Path) -> socket.socket | None:
+    """A connection to the daemon at `path`, or None if there is none."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def ask_status(path: Path) -> dict[str, Any]:
+    """What the daemon at `path` says of itself.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(Header(request="status").encode())
+            with client.makefile("rb") as answer:
+                status: dict[str, Any] = json.loads(answer.readline())
+    except (OSError, ValueError) as exc:
+        raise UnavailableError(f"no daemon answers at {path}; start one with: voxpipe serve") from exc
+    return status
+
+
+def model_of(path: Path) -> str | None:
+    """The name of the model that the daemon at `path` runs."""
+    with suppress(UnavailableError):
+        return str(ask_status(path)["model"])
+    return None
+
+
+class Attachment:
+    """One stream of ours on somebody else's model.
+
+    Args:
+        source: descriptor that is read until its end.
+        output: where the events go.
+    """
+
+    def __init__(self, connection: socket.socket, header: Header, source: int, output: BinaryIO) -> None:
+        self._connection = connection
+        self._header = header
+        self._source = source
+        self._output = output
+        self._sending = threading.Lock()
+        self._stopping = False
+
+    def run(self) -> int:
+        """Carry the stream to its end and return the exit status that it would have had alone."""
+        with self._signals():
+            self._send(self._header.encode())
+            threading.Thread(target=self._copy, name="sender", daemon=True).start()
+            status = EX_OK
+            with self._connection.makefile("rb") as lines:
+                for line in self._whole_lines(lines):
+                    event = json.loads(line)
+                    if event["type"] == "error":
+                        log.error("%s", event["message"])
+                        status = status or status_of(event["code"])
+                    elif event["type"] == "done" and self._stopping and event["reason"] == "eof":
+                        line = _as_line({**event, "reason": "signal"})
+                    self._write(line)
+                    if event["type"] == "done":
+                        return EX_OK if self._stopping else status
+        return self._end_alone(status)
+
+    def _whole_lines(self, lines: BinaryIO) -> Iterator[bytes]:
+        with suppress(ConnectionError):
+            for line in lines:
+                if line.endswith(b"\n"):
+                    yield line
+
+    def _end_alone(self, status: int) -> int:
+        """Say what the daemon can say no more."""
+        message = "the daemon ended in mid-stream; run the command again, or without it: --daemon never"
+        name = self._header.name
+        self._write(_as_line({"type": "error", "stream": name, "code": "unavailable", "message": message}))
+        self._write(_as_line({"type": "done", "stream": name, "reason": "error", "truncated": False}))
+        log.error("%s", message)
+        return status or EX_UNAVAILABLE
+
+    def _copy(self) -> None:
+        try:
+            while not self._stopping and (data := os.read(self._source, READ_BYTES)):
+                if not self._stopping:
+                    self._send(as_chunk(data))
+        except OSError as exc:
+            log.error("cannot read standard input: %s", exc.strerror)
+            os._exit(EX_IOERR)
+        self._end_sending()
+
+    def _send(self, data: bytes) -> None:
+        with suppress(OSError), self._sending:  # if the daemon has gone, its silence tells
+            self._connection.sendall(data)
+
+    def _end_sending(self) -> None:
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+
+    def _write(self, line: bytes) -> None:
+        self._output.write(line)
+        self._output.flush()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        handlers: dict[int, Any] = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self._on_stop)
+        handlers[signal.SIGUSR1] = self._on_flush
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping:
+            os._exit(128 + number)  # asked twice: now
+        self._stopping = True
+        self._end_sending()
+
+    def _on_flush(self, number: int, frame: FrameType | None) -> None:
+        self._send(as_chunk(b""))
+
+
+def _as_line(event: dict[str, Any]) -> bytes:
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

@@ -1,0 +1,220 @@
+"""`voxpipe serve`: one resident model for every pipe of the machine.
+
+A Unix socket and any number of named pipes feed one loop. Signals: SIGINT and SIGTERM end all streams with what was
+heard, SIGHUP reads the settings again without dropping a stream, SIGUSR1 writes out pending words.
+"""
+
+import logging
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from voxpipe import __version__
+from voxpipe.config import SAMPLE_RATE
+from voxpipe.errors import ConfigError, OutputError, VoxpipeError
+from voxpipe.output.events import JsonLines
+from voxpipe.runtime.transcriber import Transcriber
+from voxpipe.service.loop import StreamLoop
+from voxpipe.service.notify import inherited_descriptors, inherited_pipes, notify, watchdog_s
+from voxpipe.service.reader import Reader
+from voxpipe.service.settings import FifoSettings, Settings
+from voxpipe.service.sockets import SocketServer, bind
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """Serves until it is told to stop.
+
+    Args:
+        read: reads the settings, again at every SIGHUP.
+        lines: where the events of pipes go.
+    """
+
+    def __init__(self, read: Callable[[], Settings], lines: JsonLines) -> None:
+        self._read = read
+        self._settings = read()
+        self._lines = lines
+        self._loop = StreamLoop(max_streams=self._settings.max_streams, on_turn=self._on_turn)
+        self._readers: dict[FifoSettings, Reader] = {}
+        self._inherited = inherited_descriptors()
+        self._server: SocketServer | None = None
+        self._socket_path: Path | None = None
+        self._stopping = False
+        self._reloading = False
+        self._ready: dict[str, Any] = {}
+        self._started_at = time.time()
+        watchdog = watchdog_s()
+        self._watchdog_every_s = None if watchdog is None else watchdog / 3
+        self._watchdog_at = 0.0
+
+    def run(self, load: Callable[[Settings], Transcriber]) -> int:
+        """Load the model, say that it is ready, serve; return the exit status."""
+        listening = self._listening_socket()  # first: who cannot have it need not load anything
+        try:
+            with self._signals():
+                notify(STATUS="loading the model", EXTEND_TIMEOUT_USEC=600_000_000)
+                transcriber = load(self._settings)
+                _warm_up(transcriber)
+                delay_ms = self._settings.delay_ms or transcriber.config.transcription_delay_ms
+                self._ready = {"v": 1, "model": transcriber.name, "delay_ms": delay_ms}
+                self._lines.ready(model=transcriber.name, delay_ms=delay_ms)
+                if listening is not None:
+                    self._server = SocketServer(
+                        listening,
+                        self._loop,
+                        self._settings.stream_options(),
+                        ready=self._ready,
+                        status=self.status,
+                    )
+                    self._server.start()
+                self._open_pipes(self._settings)
+                notify(READY=1, STATUS=f"ready, model {transcriber.name}")
+                status = self._loop.run(
+                    transcriber, lambda: False, n_expected=min(self._settings.max_streams, len(self._readers) + 8)
+                )
+                if self._server is not None:
+                    self._server.close()
+                return status
+        finally:
+            if self._socket_path is not None:
+                self._socket_path.unlink(missing_ok=True)
+
+    def status(self) -> dict[str, Any]:
+        """Facts about the process and its streams, from any thread."""
+        return {
+            "v": 1,
+            "version": __version__,
+            "pid": os.getpid(),
+            "model": self._ready.get("model"),
+            "delay_ms": self._ready.get("delay_ms"),
+            "uptime_s": round(time.time() - self._started_at, 1),
+            "backend": str(mx.default_device()),
+            "mlx_bytes": mx.get_active_memory(),
+            "max_streams": self._settings.max_streams,
+            **self._loop.status(),
+        }
+
+    def _listening_socket(self) -> socket.socket | None:
+        for descriptor in self._inherited:
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                return socket.socket(fileno=descriptor)
+        if not self._settings.socket:
+            return None
+        path = Path(self._settings.socket)
+        listening = bind(path, int(self._settings.socket_mode, 8))
+        self._socket_path = path
+        return listening
+
+    def _open_pipes(self, settings: Settings) -> None:
+        """Read the pipes of `settings` and those that the service manager handed over, and no others."""
+        inherited = inherited_pipes(self._inherited)
+        named = {fifo.path for fifo in settings.fifo}
+        wanted = (*settings.fifo, *(FifoSettings(path) for path in inherited if path not in named))
+        for fifo, reader in list(self._readers.items()):
+            if fifo not in wanted:
+                reader.stop()
+                del self._readers[fifo]
+        for fifo in wanted:
+            if fifo in self._readers:
+                continue
+            if fifo.path not in inherited:
+                make_fifo(Path(fifo.path), int(fifo.mode, 8))
+            reader = Reader(
+                fifo.path,
+                os.path.basename(fifo.path),
+                self._loop,
+                self._lines,
+                fifo.audio_options(),
+                settings.stream_options(fifo),
+                inherited=inherited.get(fifo.path),
+            )
+            reader.start()
+            self._readers[fifo] = reader
+
+    def _on_turn(self) -> float | None:
+        """Between two turns of the loop; returns the seconds within which it wants to be called again."""
+        if self._reloading:
+            self._reloading = False
+            self._reload()
+        if self._watchdog_every_s is None:
+            return None
+        if time.monotonic() >= self._watchdog_at:
+            self._watchdog_at = time.monotonic() + self._watchdog_every_s
+            notify(WATCHDOG=1, STATUS=f"{self._loop.n_streams} streams, model {self._ready['model']}")
+        return max(0.0, self._watchdog_at - time.monotonic())
+
+    def _reload(self) -> None:
+        notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+        try:
+            settings = self._read()
+            for key in ("model", "dtype", "socket", "socket_mode", "max_streams"):
+                if getattr(settings, key) != getattr(self._settings, key):
+                    log.warning("%s changes with the next start only", key)
+            self._open_pipes(settings)
+            self._settings = settings
+        except VoxpipeError as exc:
+            log.error("the settings stay as they were: %s", exc)
+        notify(READY=1)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        handlers: dict[int, Any] = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self._on_stop)
+        handlers[signal.SIGUSR1] = lambda number, frame: self._loop.flush()
+        handlers[signal.SIGHUP] = self._on_reload
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        previous_descriptor = signal.set_wakeup_fd(self._loop.wakeup.descriptor, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(previous_descriptor)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping:
+            os._exit(128 + number)  # asked twice: now
+        self._stopping = True
+        notify(STOPPING=1)
+        for reader in self._readers.values():
+            reader.stop()
+        if self._server is not None:
+            self._server.stop()
+        self._loop.stop()
+
+    def _on_reload(self, number: int, frame: FrameType | None) -> None:
+        self._reloading = True
+        self._loop.wakeup.set()
+
+
+def make_fifo(path: Path, mode: int) -> None:
+    """Make a named pipe unless there is one.
+
+    Raises:
+        ConfigError: something else is there.
+        OutputError: it cannot be made.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkfifo(path, 0o600)
+            os.chmod(path, mode)
+        if not stat.S_ISFIFO(path.stat().st_mode):
+            raise ConfigError(f"{path} is no named pipe; name another path or remove it")
+    except OSError as exc:
+        raise OutputError(f"cannot make the named pipe {path}: {exc.strerror}") from exc
+
+
+def _warm_up(transcriber: Transcriber) -> None:
+    """A second of silence, so that the first client does not wait for what is prepared once."""
+    transcriber.generate(np.zeros(SAMPLE_RATE, np.float32))

@@ -1,0 +1,127 @@
+"""What a client may say to the daemon's socket before its audio, and how a flush is said in the midst of it.
+
+A client sends raw PCM or WAV and reads JSON lines; that is all that `nc -U` needs. A first line `VOXPIPE/1 {…}` may say
+more: the format of the audio, the delay, a name, and whether the audio comes in chunks. A chunk is its length in bytes
+as four bytes, most significant first, and so many bytes; a chunk of length zero asks for the pending words.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from voxpipe.errors import UsageError
+
+MAGIC = b"VOXPIPE/1 "
+MAX_HEADER_BYTES = 4096
+MAX_CHUNK_BYTES = 1 << 16
+LENGTH_BYTES = 4
+RAW, CHUNKS = "raw", "chunks"
+
+
+@dataclass(frozen=True)
+class Header:
+    """A client's wishes.
+
+    Attributes:
+        format, rate, channels: of raw audio, as for `voxpipe listen`.
+        delay_ms, segment_pause_ms, heartbeat_s: of its events, likewise.
+        model: what the client wants to be served by; a daemon with another model refuses.
+        name, source: of its stream in the events.
+        framing: "raw" or "chunks".
+        request: "stream", or "status" for a line about the daemon instead.
+    """
+
+    format: str = "auto"
+    rate: int = 16_000
+    channels: int = 1
+    delay_ms: int | None = None
+    segment_pause_ms: int | None = None
+    heartbeat_s: float | None = None
+    model: str | None = None
+    name: str | None = None
+    source: str | None = None
+    framing: str = RAW
+    request: str = "stream"
+
+    def encode(self) -> bytes:
+        """The line that says it, without what goes without saying."""
+        wishes = {name: value for name, value in asdict(self).items() if value != getattr(Header, name)}
+        return MAGIC + json.dumps(wishes, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, line: bytes) -> "Header":
+        """Read such a line.
+
+        Raises:
+            UsageError: it is malformed, or has a key or value that is not known.
+        """
+        try:
+            raw = json.loads(line.removeprefix(MAGIC))
+        except (ValueError, RecursionError) as exc:
+            raise UsageError(f'the header is not JSON ({exc}); send for example: VOXPIPE/1 {{"rate": 48000}}') from exc
+        if not isinstance(raw, dict):
+            raise UsageError('the header is not a JSON object; send for example: VOXPIPE/1 {"rate": 48000}')
+        kinds: dict[str, Any] = {field.name: field.type for field in fields(cls)}
+        for name, value in raw.items():
+            if name not in kinds:
+                raise UsageError(f"the header's key {name!r} is unknown; known are {', '.join(kinds)}")
+            is_number = isinstance(value, int) and name == "heartbeat_s"
+            if isinstance(value, bool) or not (is_number or isinstance(value, kinds[name])):
+                raise UsageError(f"the header's {name!r} is {value!r}, which is not {_noun(kinds[name])}")
+        header = cls(**raw)
+        if header.framing not in (RAW, CHUNKS):
+            raise UsageError(f"the header's 'framing' is {header.framing!r}; it can be 'raw' or 'chunks'")
+        if header.request not in ("stream", "status"):
+            raise UsageError(f"the header's 'request' is {header.request!r}; it can be 'stream' or 'status'")
+        if header.segment_pause_ms is not None and header.segment_pause_ms < 80:
+            raise UsageError(f"the header's 'segment_pause_ms' is {header.segment_pause_ms}; 80 is the least")
+        if header.heartbeat_s is not None and not 0 < header.heartbeat_s < 1e6:
+            raise UsageError(f"the header's 'heartbeat_s' is {header.heartbeat_s}; it must be more than 0")
+        return header
+
+
+def _noun(kind: Any) -> str:
+    return "a text" if str in (kind, *getattr(kind, "__args__", ())) else "a number"
+
+
+class ChunkReader:
+    """Takes a chunked stream apart."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def push(self, data: bytes) -> Iterator[bytes]:
+        """Take bytes and yield the chunks that they complete; an empty one is a flush.
+
+        Raises:
+            UsageError: a chunk is longer than MAX_CHUNK_BYTES.
+        """
+        self._pending += data
+        while len(self._pending) >= LENGTH_BYTES:
+            length = int.from_bytes(self._pending[:LENGTH_BYTES], "big")
+            if length > MAX_CHUNK_BYTES:
+                raise UsageError(f"a chunk of {length} bytes is too long; send at most {MAX_CHUNK_BYTES} at once")
+            if len(self._pending) < LENGTH_BYTES + length:
+                return
+            chunk = bytes(self._pending[LENGTH_BYTES : LENGTH_BYTES + length])
+            del self._pending[: LENGTH_BYTES + length]
+            yield chunk
+
+
+def as_chunk(data: bytes) -> bytes:
+    """One chunk; of no bytes, a flush."""
+    return len(data).to_bytes(LENGTH_BYTES, "big") + data
+
+
+def default_socket() -> Path:
+    """Where a user's daemon listens unless told otherwise."""
+    if "VOXPIPE_SOCKET" in os.environ:
+        return Path(os.environ["VOXPIPE_SOCKET"])
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "voxpipe" / "voxpipe.sock"
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/voxpipe-{os.getuid()}"
+    return Path(runtime) / "voxpipe" / "voxpipe.sock"

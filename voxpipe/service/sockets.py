@@ -1,0 +1,301 @@
+"""The daemon's Unix socket: each connection a stream, raw audio in, JSON lines out.
+
+An event loop on a thread of its own reads all clients and writes to them; the model's loop never waits for either. A
+client that sends faster than the model runs is read no further for a while, one that does not read its events is cut off.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from voxpipe.audio.decoder import AudioDecoder
+from voxpipe.config import delay_tokens
+from voxpipe.errors import AudioError, OutputError, UsageError, VoxpipeError
+from voxpipe.output.events import JsonLines, StreamEvents
+from voxpipe.service.loop import StreamLoop, refuse
+from voxpipe.service.protocol import CHUNKS, MAGIC, MAX_HEADER_BYTES, ChunkReader, Header
+from voxpipe.service.reader import odd_ends
+from voxpipe.service.stream import BUFFER_S, Stream, StreamOptions
+
+log = logging.getLogger(__name__)
+
+REMEDY = "send raw PCM or WAV, then close your side of the connection"
+BACKLOG = 1024  # clients that may wait to be accepted
+READ_BYTES = 1 << 16
+MAX_UNREAD_BYTES = 1 << 20  # of events: hours of text
+FULL_WAIT_S = 0.02  # between two looks at whether a full queue has room again
+HEADER_WAIT_S = 30.0  # for the rest of a header that has begun
+LAST_WORDS_S = 1.0  # for clients to take their last events when we end
+
+
+class Outbox:
+    """What JsonLines writes into: bytes are handed to the event loop, which sends them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, writer: asyncio.StreamWriter, on_stuck: Callable[[], None]):
+        self._loop = loop
+        self._writer = writer
+        self._on_stuck = on_stuck
+
+    def write(self, line: bytes) -> int:
+        with suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._send, line)
+        return len(line)
+
+    def flush(self) -> None:
+        """Bytes are on their way already."""
+
+    def _send(self, line: bytes) -> None:
+        transport = self._writer.transport
+        if transport.is_closing():
+            return
+        self._writer.write(line)
+        if transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            self._on_stuck()
+
+
+class SocketServer:
+    """Serves a listening socket until `stop`.
+
+    Args:
+        listening: from `bind`, or from the service manager.
+        ready: the fields of the `ready` event; its `model` is also what clients may ask for.
+        status: what a `status` request is answered.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        loop: StreamLoop,
+        defaults: StreamOptions,
+        *,
+        ready: dict[str, Any],
+        status: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._listening = listening
+        self._stream_loop = loop
+        self._defaults = defaults
+        self._ready = ready
+        self._status = status
+        self._n_clients = 0
+        self._clients: set[asyncio.Task[None]] = set()
+        self._events = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="socket", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Accept nobody any more and read no further; streams end with what was heard."""
+        with suppress(RuntimeError):
+            self._events.call_soon_threadsafe(self._end_reading)
+
+    def close(self) -> None:
+        """End the thread once all events have been written."""
+        with suppress(RuntimeError):
+            self._events.call_soon_threadsafe(self._events.stop)
+        self._thread.join()
+
+    def _wake(self, ended: asyncio.Event) -> None:
+        with suppress(RuntimeError):
+            self._events.call_soon_threadsafe(ended.set)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._events)
+        self._server = self._events.run_until_complete(
+            asyncio.start_unix_server(self._serve, sock=self._listening, backlog=BACKLOG)
+        )
+        self._events.run_forever()
+        writing = asyncio.all_tasks(self._events)
+        if writing:
+            self._events.run_until_complete(asyncio.wait(writing, timeout=LAST_WORDS_S))
+        self._events.close()
+
+    def _end_reading(self) -> None:
+        self._server.close()
+        for task in self._clients:
+            task.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._n_clients += 1
+        name = f"client-{self._n_clients}"
+        ended = asyncio.Event()
+        lines = JsonLines(cast(BinaryIO, Outbox(self._events, writer, on_stuck=lambda: _cut_off(writer, name))))
+        try:
+            if not _is_same_user(writer):
+                return
+            self._clients.add(task)
+            try:
+                header, data = await _read_header(reader)
+                await self._answer(reader, header, data, name, lines, ended)
+            except (UsageError, TimeoutError) as exc:
+                message = str(exc) or "the header was not finished in time"
+                events = StreamEvents(lines, stream=name, source="socket")
+                events.error("usage", message)
+                events.done(reason="error", audio_s=0.0, truncated=False)
+            finally:
+                self._clients.discard(task)
+            await asyncio.sleep(0)  # the last lines are in the queue before us
+            with suppress(ConnectionError):
+                await writer.drain()
+        except ConnectionError:  # the client has gone
+            pass
+        finally:
+            with suppress(ConnectionError, OSError):
+                writer.close()
+
+    async def _answer(
+        self,
+        reader: asyncio.StreamReader,
+        header: Header,
+        data: bytes,
+        name: str,
+        lines: JsonLines,
+        ended: asyncio.Event,
+    ) -> None:
+        if header.request == "status":
+            lines.write("status", **self._status())
+            return
+        if header.model not in (None, self._ready["model"]):
+            raise UsageError(f"this daemon runs the model {self._ready['model']}, not {header.model}")
+        if header.delay_ms is not None:
+            delay_tokens(header.delay_ms)
+        decoder = AudioDecoder.from_options(header.format, rate=header.rate, channels=header.channels)
+        options = _options(header, self._defaults)
+        delay_ms = options.delay_ms or self._ready["delay_ms"]
+        lines.write("ready", **{**self._ready, "delay_ms": delay_ms})
+        stream = Stream(
+            header.name or name,
+            header.source or "socket",
+            lines,
+            options,
+            on_audio=self._stream_loop.wakeup.set,
+            on_end=lambda: self._wake(ended),
+        )
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            data = data or await reader.read(READ_BYTES)
+            if not data:
+                refuse(stream, AudioError(f"no audio came in; {REMEDY}"))
+                return
+            self._stream_loop.announce(stream)
+            await _read_audio(reader, data, decoder, stream, ChunkReader() if header.framing == CHUNKS else None)
+        except asyncio.CancelledError:  # `stop`: decode what was heard
+            if not data:
+                refuse(stream, None)
+                return
+        except VoxpipeError as exc:
+            stream.error = exc
+        except ConnectionError:
+            pass
+        finally:
+            self._clients.discard(task)  # from here on `stop` has nothing to cancel
+        stream.audio.close()
+        self._stream_loop.wakeup.set()
+        await ended.wait()
+
+
+async def _read_header(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
+    """The client's wishes, and the bytes of audio that came with them."""
+    data = await reader.read(READ_BYTES)
+    while data and len(data) < len(MAGIC) and MAGIC.startswith(data):
+        more = await asyncio.wait_for(reader.read(READ_BYTES), HEADER_WAIT_S)
+        if not more:
+            break
+        data += more
+    if not data.startswith(MAGIC):
+        return Header(), data
+    while b"\n" not in data[:MAX_HEADER_BYTES]:
+        if len(data) >= MAX_HEADER_BYTES:
+            raise UsageError(f"the header has no end within {MAX_HEADER_BYTES} bytes; it is one line of JSON")
+        more = await asyncio.wait_for(reader.read(READ_BYTES), HEADER_WAIT_S)
+        if not more:
+            raise UsageError("the header has no end; it is one line of JSON")
+        data += more
+    line, _, rest = data.partition(b"\n")
+    return Header.decode(line), rest
+
+
+async def _read_audio(
+    reader: asyncio.StreamReader, data: bytes, decoder: AudioDecoder, stream: Stream, chunks: ChunkReader | None
+) -> None:
+    n_samples = 0
+    while data:
+        for part in [data] if chunks is None else chunks.push(data):
+            if chunks is not None and not part:
+                stream.audio.flush()
+                continue
+            samples = decoder.push(part)
+            n_samples += len(samples)
+            stream.audio.append(samples)
+        while stream.audio.buffered_s > BUFFER_S / 4 and not stream.audio.closed:
+            await asyncio.sleep(FULL_WAIT_S)
+        data = await reader.read(READ_BYTES)
+    samples = decoder.finish()
+    stream.audio.append(samples)
+    stream.warnings += odd_ends(decoder)
+    if n_samples + len(samples) == 0:
+        raise AudioError(f"no audio came in; {REMEDY}")
+
+
+def _options(header: Header, defaults: StreamOptions) -> StreamOptions:
+    pause_ms = header.segment_pause_ms
+    return StreamOptions(
+        delay_ms=header.delay_ms or defaults.delay_ms,
+        segment_pause_s=defaults.segment_pause_s if pause_ms is None else pause_ms / 1000,
+        heartbeat_s=header.heartbeat_s or defaults.heartbeat_s,
+    )
+
+
+def _cut_off(writer: asyncio.StreamWriter, name: str) -> None:
+    log.warning("%s does not read its events; it is cut off", name)
+    writer.transport.abort()
+
+
+def _is_same_user(writer: asyncio.StreamWriter) -> bool:
+    """Whether the peer is root or whoever runs us; the socket's mode says so already where it is obeyed."""
+    peer = writer.get_extra_info("socket")
+    if sys.platform == "linux":
+        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return uid in (0, os.getuid())
+    return True
+
+
+def bind(path: Path, mode: int = 0o600) -> socket.socket:
+    """A listening socket at `path`, in place of one that nobody serves any more.
+
+    Raises:
+        OutputError: it cannot be made there, or somebody serves it.
+    """
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
+            raise OutputError(f"{path} is in the way: it is no socket; name another path or remove it")
+        with suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(path))
+            raise OutputError(f"another voxpipe serves {path} already; stop it, or name another path")
+        path.unlink(missing_ok=True)
+        before = os.umask(0o777 & ~mode)
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(before)
+        listening.listen(BACKLOG)
+    except OSError as exc:
+        listening.close()
+        if isinstance(exc, OutputError):
+            raise
+        raise OutputError(f"cannot make the socket {path}: {exc.strerror or exc}") from exc
+    return listening
