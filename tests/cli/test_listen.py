@@ -86,11 +86,11 @@ def test_deltas_are_numbered_timed_and_append_up_to_the_transcript(beach: list[E
 
 
 @pytest.mark.parametrize("clip", [BEACH, FUTURE], ids=lambda clip: clip.name)
-def test_words_are_dated_within_0_4_s(clip: Path, beach: list[Event]) -> None:
+def test_words_are_dated_within_half_a_second(clip: Path, beach: list[Event]) -> None:
     events = beach if clip == BEACH else run(stdin=s16le(clip)).events
     for (word, start, end), (_, heard_start, heard_end) in zip(spoken(clip), words_with_times(events), strict=True):
-        assert abs(heard_start - start) <= 0.4, word
-        assert abs(heard_end - end) <= 0.4, word
+        assert abs(heard_start - start) <= 0.5, word
+        assert abs(heard_end - end) <= 0.5, word
 
 
 def test_text_is_utf_8_not_escaped(tmp_path: Path) -> None:

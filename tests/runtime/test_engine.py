@@ -13,7 +13,7 @@ from tests.random_checkpoints import Floats
 from tests.runtime.models import clip
 from voxpipe import BusyError, StreamingAudioSource, StreamingSession, Transcriber
 from voxpipe.config import DELAYS_MS
-from voxpipe.runtime import engine as engine_module
+from voxpipe.model import voxtral
 from voxpipe.runtime.engine import LAG_S, Engine
 from voxpipe.runtime.runner import Runner
 
@@ -208,7 +208,7 @@ def test_files_wait_while_a_live_stream_lags(small: Transcriber) -> None:
 def test_more_streams_than_a_batch_holds_have_turns(
     small: Transcriber, monkeypatch: pytest.MonkeyPatch, live: bool
 ) -> None:
-    monkeypatch.setattr(engine_module, "MAX_ROWS_CPU", 3)
+    monkeypatch.setattr(voxtral, "MAX_ROWS_CPU", 3)
     spy = Spy(small)
     engine = Engine(spy)
     sessions = [new_session(small, spy, 5.0) for _ in range(7)]

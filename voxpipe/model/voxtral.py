@@ -27,6 +27,8 @@ from voxpipe.model.mel import silent_frames
 ENCODER_GROUP_TOKENS = 16  # most audio embeddings of one stream made by one encoder call: 1.28 s
 DECODER_CHUNK_TOKENS = 32  # most positions of one stream in one decoder call
 MAX_LANES = 4
+MAX_ROWS_CPU = 16  # streams in a call: beyond it a batch gains nothing on a CPU, and everybody waits longer
+MAX_ROWS_GPU = 128
 MAX_TRAY_ROWS = 16
 WIDE_BYTES = 4 << 20  # a matrix that several cores read together; below it, each core reads its own streams' matrices
 Floats = NDArray[np.float32]
@@ -140,7 +142,13 @@ class VoxtralRealtime(nn.Module):
 
     def expect_streams(self, n: int) -> None:
         """Lay out the caches of streams that are to come for `n` of them at a time; a tray is attended at once."""
-        self._rows_per_tray = max(1, min(MAX_TRAY_ROWS, -(-n // len(self._lanes))))
+        n_lanes = len(self._lanes)
+        self._rows_per_tray = max(1, min(MAX_TRAY_ROWS, self.max_rows // n_lanes, -(-n // n_lanes)))
+
+    @property
+    def max_rows(self) -> int:
+        """Streams that one call should have at most."""
+        return MAX_ROWS_CPU if mx.default_device() == mx.cpu else MAX_ROWS_GPU
 
     def _trays_with_room(self) -> "Trays":
         """Trays with a free row, on the lane that has the fewest streams."""

@@ -9,16 +9,12 @@ not depend on any of that.
 from collections import deque
 from itertools import islice
 
-import mlx.core as mx
-
 from voxpipe.errors import BusyError
 from voxpipe.model.voxtral import ENCODER_GROUP_TOKENS
 from voxpipe.output.transcript import Delta
 from voxpipe.runtime.runner import Runner
 from voxpipe.runtime.session import StreamingSession
 
-MAX_ROWS_CPU = 16  # beyond it a batch gains nothing on a CPU, and everybody waits longer
-MAX_ROWS_GPU = 128
 GROUP_TOKENS_BESIDE_LIVE = 4  # what a file may have encoded at once while live streams wait for their turn
 LAG_S = 0.4  # of audio not yet read: more than a turn or two explain
 
@@ -33,7 +29,7 @@ class Engine:
     def __init__(self, runner: Runner, *, max_streams: int | None = None) -> None:
         self._runner = runner
         self._max_streams = max_streams
-        self._max_rows = MAX_ROWS_CPU if mx.default_device() == mx.cpu else MAX_ROWS_GPU
+        self._max_rows = runner.network.max_rows
         self._live: deque[StreamingSession] = deque()
         self._files: deque[StreamingSession] = deque()
 

@@ -7,6 +7,7 @@ Every function draws a new degree for every row. All tensors live on one device;
 """
 
 import math
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,35 @@ from torch import Tensor
 
 from .bank import FRAME_SAMPLES, NO_PHONEME, Bank
 from .network import LEFT_PAD, N_MELS, PAD, TOKEN_SAMPLES, hz_to_mel, mel_to_hz
+from .teacher import HOP
 
 SAMPLE_RATE = 16000
 PHONEME_LAG = 1280 + 160  # samples by which phoneme labels trail, so that the causal encoder has heard them
+TEACHER_LAG = 3200  # the same for the teacher's features, which know what comes next
+
+
+@dataclass
+class Fetched:
+    """The planned pieces: samples (B, S) at unit level, and what is known of every 20 or 10 ms of them."""
+
+    samples: Tensor
+    phonemes: Tensor  # (B, S / 320), -100 where unknown
+    features: Tensor  # (B, S / 320, dim) of the teacher; dim is 0 without one
+    taught: Tensor  # (B, S / 320), where `features` hold
+    warp: Tensor  # (B, S / 160), formant warp
+    speech: Tensor  # (B, S / 160), where speech lies
+
+    def views(self, n_views: int) -> "Fetched":
+        """Return every row `n_views` times, the second views behind the first, each with a formant warp of its own."""
+        tensors = [repeat_rows(getattr(self, entry.name), n_views) for entry in fields(self)]
+        seen = Fetched(*tensors)
+        own = uniform(len(seen.warp), 0.94, 1.06, seen.warp.device) if n_views > 1 else 1.0
+        seen.warp = torch.where(seen.speech, seen.warp * own, seen.warp)
+        return seen
+
+
+def repeat_rows(tensor: Tensor, n_times: int) -> Tensor:
+    return tensor.repeat(n_times, *[1] * (tensor.dim() - 1))
 
 
 def uniform(n_rows: int, low: float, high: float, device: torch.device) -> Tensor:
@@ -27,13 +54,8 @@ def coin(n_rows: int, chance: float, device: torch.device) -> Tensor:
     return torch.rand(n_rows, 1, device=device) < chance
 
 
-def fetch_audio(plan: dict[str, Tensor], bank: Bank, n_tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Read the planned pieces.
-
-    Returns:
-        samples (B, S) with every utterance at unit level, phoneme labels (B, 4 (n_tokens - LEFT_PAD)) with -100 where
-        unknown, the formant warp of every 10 ms (B, S / 160), and where speech lies at the same steps (B, S / 160).
-    """
+def fetch_audio(plan: dict[str, Tensor], bank: Bank, n_tokens: int) -> Fetched:
+    """Read the planned pieces from the bank."""
     device = bank.samples.device
     n_samples = (n_tokens - LEFT_PAD) * TOKEN_SAMPLES
     B = plan["start"].shape[0]
@@ -60,8 +82,12 @@ def fetch_audio(plan: dict[str, Tensor], bank: Bank, n_tokens: int) -> tuple[Ten
     labels = bank.phonemes[index[:, at] // FRAME_SAMPLES].long()
     labels = torch.where(inside[:, at] & (steps >= 0), labels, torch.zeros_like(labels))
     labels = torch.where(labels == NO_PHONEME, torch.full_like(labels, -100), labels)
+    steps = steps + PHONEME_LAG - TEACHER_LAG
+    at = steps.clamp_min(0)
+    features = bank.features[index[:, at] // HOP]
+    taught = inside[:, at] & (steps >= 0)
     warp = torch.where(inside[:, ::160], plan["warp"].gather(1, piece[:, ::160]), torch.ones((), device=device))
-    return samples, labels, warp, inside[:, ::160]
+    return Fetched(samples, labels, features, taught, warp, inside[:, ::160])
 
 
 def random_curve(n_rows: int, n_nodes: int, deviation_db: Tensor | float, axis: Tensor) -> Tensor:
@@ -100,7 +126,7 @@ def microphone(samples: Tensor) -> Tensor:
     gain_db = gain_db + (octave_axis[None] - 0.6) * uniform(B, -18, 18, device) * coin(B, 0.5, device)
     low_hz = torch.where(coin(B, 0.3, device), uniform(B, 60, 450, device), torch.zeros(B, 1, device=device))
     high_hz = torch.where(coin(B, 0.25, device), uniform(B, 2800, 7500, device), torch.full((B, 1), 9e3, device=device))
-    telephone = coin(B, 0.06, device)
+    telephone = coin(B, 0.1, device)
     low_hz = torch.where(telephone, uniform(B, 200, 350, device), low_hz)
     high_hz = torch.where(telephone, uniform(B, 3200, 3900, device), high_hz)
     gain_db = (
@@ -226,12 +252,12 @@ def warp_and_mask(mel: Tensor, warp: Tensor, first_frame: int) -> Tensor:
     hidden = torch.zeros(B, N_MELS, T - first_frame, dtype=torch.bool, device=device)
     bins, frames = torch.arange(N_MELS, device=device)[None], torch.arange(T - first_frame, device=device)[None]
     for _ in range(2):
-        width = uniform(B, 0, 24, device)
+        width = uniform(B, 0, 34, device)
         low = uniform(B, 0, 1, device) * (N_MELS - width)
         hidden |= ((bins >= low) & (bins < low + width))[:, :, None]
     moments = torch.zeros(B, T - first_frame, dtype=torch.bool, device=device)
-    for _ in range(12):
-        width = uniform(B, 0, 24, device)
+    for _ in range(20):
+        width = uniform(B, 0, 32, device)
         start = uniform(B, 0, 1, device) * (T - first_frame - width)
         moments |= (frames >= start) & (frames < start + width)
     hidden = (hidden | moments[:, None]) & coin(B, 0.85, device)[..., None]

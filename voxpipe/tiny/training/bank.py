@@ -1,13 +1,11 @@
-"""The bank: all training speech in the memory of one device, and how lists and shards get into it.
+"""The bank: training speech in the memory of one device.
 
-Samples are int16; every 25 ms has a phoneme (synthetic speech only) and the inverse level of its utterance. Utterances know
-where they lie, who speaks, and where their words end; a sequence planner refers to them by number.
+Samples are int16; every 25 ms has a phoneme (synthetic speech only) and the inverse level of its utterance, every 20 ms the
+features of the teacher. Utterances know where they lie, who speaks, and where their words end; a sequence planner refers to
+them. Recorded lists stay for the whole run; synthetic speech comes and goes behind them (`ring`).
 """
 
-import json
-import pickle
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +14,18 @@ import numpy as np
 import torch
 
 from .collect import read_list
-from .text import Sentence, WordPieces
+from .teacher import HOP, Teacher, teach
+from .text import WordPieces
 
 FRAME_SAMPLES = 400  # 25 ms at 16 kHz, the synthesiser's unit of duration
 SAMPLE_RATE = 16000
 NO_PHONEME = 255
+ALIGNMENT = 1600  # samples: every utterance starts at a whole frame of phonemes and of features
 
 Words = list[tuple[int, int, list[int]]]  # (start, end, token ids), samples from the start of the utterance
 
 
-@dataclass
+@dataclass(slots=True)
 class Utterance:
     """Speech in the bank: where it lies, its words, which list it came from, and who speaks."""
 
@@ -36,7 +36,7 @@ class Utterance:
     speaker: str = ""
 
 
-@dataclass
+@dataclass(slots=True)
 class Speech:
     """An utterance on its way into the bank; `phonemes` holds one label for each frame, None if unknown."""
 
@@ -47,40 +47,61 @@ class Speech:
     speaker: str = ""
 
 
-class Bank:
-    """Room for `n_samples` of speech on `device`, filled from the front."""
+def room_for(item: Speech) -> int:
+    """Return the samples that an utterance takes up in the bank."""
+    return -(-len(item.samples) // ALIGNMENT) * ALIGNMENT
 
-    def __init__(self, n_samples: int, device: torch.device) -> None:
-        n_frames = n_samples // FRAME_SAMPLES
-        self.samples = torch.zeros(n_frames * FRAME_SAMPLES, dtype=torch.int16, device=device)
-        self.phonemes = torch.zeros(n_frames, dtype=torch.uint8, device=device)
-        self.inverse_rms = torch.zeros(n_frames, device=device)
-        self.utterances: list[Utterance] = []
-        self.filled = 0
+
+class Bank:
+    """Room for `n_samples` of speech on `device`; without a teacher there are no features."""
+
+    def __init__(self, n_samples: int, device: torch.device, teacher: Teacher | None = None) -> None:
+        n_samples = n_samples // ALIGNMENT * ALIGNMENT
+        self.samples = torch.zeros(n_samples, dtype=torch.int16, device=device)
+        self.phonemes = torch.zeros(n_samples // FRAME_SAMPLES, dtype=torch.uint8, device=device)
+        self.inverse_rms = torch.zeros(n_samples // FRAME_SAMPLES, device=device)
+        self.teacher = teacher
+        dim = teacher.dim if teacher else 0
+        self.features = torch.zeros(n_samples // HOP, dim, dtype=torch.float16, device=device)
+        self.utterances: list[Utterance] = []  # recorded
+        self.filled = 0  # samples of recorded speech, from the front
 
     @property
     def hours(self) -> float:
         return self.filled / SAMPLE_RATE / 3600
 
-    def deposit(self, speech: Iterable[Speech]) -> None:
-        """Add utterances in one copy to the device; what finds no room is left out."""
-        begin, audio, phonemes, levels = self.filled, [], [], []
+    def write(self, begin: int, speech: Sequence[Speech]) -> list[Utterance]:
+        """Copy utterances to the device, back to back from sample `begin`; return where they lie."""
+        audio, phonemes, levels, utterances, at = [], [], [], [], begin
         for item in speech:
-            n_samples = -(-len(item.samples) // FRAME_SAMPLES) * FRAME_SAMPLES
-            if self.filled + n_samples > len(self.samples):
-                break
+            n_samples = room_for(item)
             n_frames = n_samples // FRAME_SAMPLES
             rms = max(60.0, float(np.sqrt(np.mean(np.square(item.samples[::3], dtype=np.float32)))))
             audio.append(np.pad(item.samples, (0, n_samples - len(item.samples))))
-            phonemes.append(np.full(n_frames, NO_PHONEME, np.uint8) if item.phonemes is None else item.phonemes)
+            labels = np.full(n_frames, NO_PHONEME, np.uint8)
+            if item.phonemes is not None:
+                labels[:] = 0
+                labels[: len(item.phonemes)] = item.phonemes
+            phonemes.append(labels)
             levels.append(np.full(n_frames, 1 / rms, np.float32))
-            self.utterances.append(Utterance(self.filled, n_samples, item.words, item.source, item.speaker))
-            self.filled += n_samples
-        if audio:
-            frames = slice(begin // FRAME_SAMPLES, self.filled // FRAME_SAMPLES)
-            self.samples[begin : self.filled] = torch.from_numpy(np.concatenate(audio))
-            self.phonemes[frames] = torch.from_numpy(np.concatenate(phonemes))
-            self.inverse_rms[frames] = torch.from_numpy(np.concatenate(levels))
+            utterances.append(Utterance(at, n_samples, item.words, item.source, item.speaker))
+            at += n_samples
+        if utterances:
+            frames = slice(begin // FRAME_SAMPLES, at // FRAME_SAMPLES)
+            self.samples[begin:at] = torch.from_numpy(np.concatenate(audio)).to(self.samples.device)
+            self.phonemes[frames] = torch.from_numpy(np.concatenate(phonemes)).to(self.samples.device)
+            self.inverse_rms[frames] = torch.from_numpy(np.concatenate(levels)).to(self.samples.device)
+            if self.teacher:
+                starts = [utterance.base - begin for utterance in utterances]
+                lengths = [utterance.n_samples for utterance in utterances]
+                self.features[begin // HOP : at // HOP] = teach(self.teacher, self.samples[begin:at], starts, lengths)
+        return utterances
+
+    def deposit(self, speech: Sequence[Speech]) -> None:
+        """Add recorded utterances that stay."""
+        utterances = self.write(self.filled, speech)
+        self.utterances += utterances
+        self.filled += sum(utterance.n_samples for utterance in utterances)
 
 
 def load_recorded(
@@ -101,53 +122,3 @@ def load_recorded(
                     speech.append(Speech(clip.samples, None, words, name, clip.speaker))
             bank.deposit(speech)
             report(f"{name}: {len(speech)} clips, {bank.hours - before:.2f} h")
-
-
-def load_synthetic(
-    bank: Bank,
-    directory: Path,
-    sentences: list[Sentence],
-    pieces: WordPieces,
-    *,
-    symbols: Path,
-    until: float,
-    report: Callable[[str], None],
-) -> None:
-    """Deposit shards as the synthesiser writes them, until the Unix time `until`.
-
-    Utterances of up to three words have the source "synthetic-short", all others "synthetic".
-    """
-    phoneme_ids = json.loads(symbols.read_text())["vocab"]
-    label_of = np.arange(256, dtype=np.uint8)
-    label_of[:17] = 0  # pads and punctuation are silence
-    seen: set[Path] = set()
-    before = bank.hours
-    while True:
-        is_last_look = time.time() > until
-        for rows_path in sorted(set(directory.glob("*.pkl")) - seen):
-            seen.add(rows_path)
-            audio, at, speech = np.load(rows_path.with_suffix(".npy"), mmap_mode="r"), 0, []
-            for index, n_frames, durations in pickle.loads(rows_path.read_bytes()):
-                samples = np.asarray(audio[at : at + n_frames * FRAME_SAMPLES])
-                at += n_frames * FRAME_SAMPLES
-                if np.abs(samples[::7]).max() < 300:
-                    continue  # the synthesiser failed
-                ids = np.array([0, *(phoneme_ids[symbol] for symbol in sentences[index].phonemes), 0])
-                ends = np.concatenate([[0], np.cumsum(durations)]) * FRAME_SAMPLES
-                words = place_words(sentences[index], ends, pieces)
-                source = "synthetic-short" if len(words) <= 3 else "synthetic"
-                speech.append(Speech(samples, np.repeat(label_of[ids], durations), words, source))
-            bank.deposit(speech)
-        if is_last_look:
-            break
-        time.sleep(0.5)
-    report(f"synthetic: {len(seen)} shards, {bank.hours - before:.2f} h")
-
-
-def place_words(sentence: Sentence, ends: np.ndarray, pieces: WordPieces) -> Words:
-    """Return the words with their times; `ends` are the phonemes' borders in samples, the first pad included."""
-    words = []
-    for word in sentence.words:
-        start, stop = ends[1 + word.start], ends[1 + word.stop]
-        words.append((int(start), int(start + (stop - start) * word.fraction), pieces.encode(word.word)))
-    return words

@@ -184,7 +184,10 @@ def read_state(path: Path) -> tuple[Network, dict[str, Any]]:
     """Return the network, auxiliary heads included, and the extras of a training state."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     network = Network(NetworkConfig(**state.pop("config")))
-    network.load_state_dict({name: weight.float() for name, weight in state.pop("weights").items()})
+    weights = {name: weight.float() for name, weight in state.pop("weights").items()}
+    missing, _ = network.load_state_dict(weights, strict=False)
+    if any(not name.startswith("aux.") for name in missing):
+        raise ValueError(f"{path} lacks weights: {missing}")
     return network, state
 
 

@@ -45,6 +45,7 @@ class NetworkConfig:
     theta: float = 1e6
     n_phonemes: int = 180
     phoneme_layer: int = 8
+    teacher_dim: int = 512
     enc_dropout: float = 0.1
     dec_dropout: float = 0.1
 
@@ -237,12 +238,14 @@ class Decoder(nn.Module):
 
 
 class AuxiliaryHeads(nn.Module):
-    """Heads that only training uses: phonemes at 50 Hz from a middle layer, CTC over word pieces at 25 Hz."""
+    """Heads that only training uses: phonemes at 50 Hz from a middle layer; the teacher's features at 50 Hz and CTC over word
+    pieces at 25 Hz from the last."""
 
     def __init__(self, c: NetworkConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(c.dim)
         self.phonemes = nn.Linear(c.dim, c.n_phonemes)
+        self.teacher = nn.Linear(c.dim, c.teacher_dim)
         self.ctc = nn.Linear(2 * c.dim, c.vocab + 1)
 
 
@@ -286,7 +289,7 @@ class LogMel:
     """Log-mel features of whole signals: (B, n_samples) -> (B, 128, n_samples / 160)."""
 
     def __init__(self, device: torch.device) -> None:
-        self.filters = _mel_filters().to(device)  # (201, 128)
+        self.filters = mel_filters(N_MELS).to(device)  # (201, 128)
         self.window = torch.hann_window(400, device=device)
 
     def __call__(self, samples: Tensor) -> Tensor:
@@ -306,8 +309,9 @@ def mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, 200 * mel / 3, 1000 * np.exp((mel - 15) * math.log(6.4) / 27))
 
 
-def _mel_filters() -> Tensor:
-    corners = mel_to_hz(np.linspace(0, hz_to_mel(8000.0), N_MELS + 2))
+def mel_filters(n_mels: int) -> Tensor:
+    """Return triangular filters (201, n_mels) of unit area up to 8 kHz."""
+    corners = mel_to_hz(np.linspace(0, hz_to_mel(8000.0), n_mels + 2))
     bins = 40.0 * np.arange(201)[:, None]
     rising = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
     falling = (corners[2:] - bins) / (corners[2:] - corners[1:-1])

@@ -1,17 +1,20 @@
+# ruff: noqa: SIM905
 """Synthetic speech: a Kokoro-82M worker that varies the speaker far beyond the voices of the pack.
 
 One worker process writes shards: SHARD.npy (int16, 16 kHz, utterances back to back, each a whole number of 25 ms
-frames) and SHARD.pkl (for each utterance: sentence index, frames, duration of every phoneme in frames). Durations are
-the synthesiser's own, so word times are exact.
+frames) and SHARD.pkl (for each utterance: frames, one phoneme label a frame, words with start, end and token ids).
+Durations are the synthesiser's own, so word times are exact.
 
 What varies: the blend of voices (any two or three, foreign ones too, also beyond the line between two), timbre and
-prosody from different blends, noise on the timbre, pitch, pitch range, tempo, rhythm of single phonemes, and
-pronunciations of other accents. Held-out voices are never touched.
+prosody from different blends, noise on the timbre, pitch, pitch range, tempo, rhythm of single phonemes, words and phrases,
+how far the articulation of a phoneme runs into its neighbours, and pronunciations of other accents and of careless speech.
+Held-out voices are never touched.
 
-    python -m training.synthesize --kokoro DIR --sentences FILE --out DIR --shard 0 --n-shards 3 --until UNIX_TIME
+    python -m training.synthesize --kokoro DIR --sentences FILE --pieces FILE --out DIR --shard 0 --n-shards 3 --until TIME
 """
 
 import argparse
+import json
 import math
 import pickle
 import random
@@ -24,13 +27,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from .text import Sentence, read_sentences
+from .text import Sentence, WordPieces, build_sentence, read_rows
 
 HELD_OUT_VOICES = {"af_kore", "am_onyx", "bf_alice", "bm_daniel"}
 FRAME_SAMPLES = 400  # 25 ms at 16 kHz: one unit of phoneme duration (600 samples at the synthesiser's 24 kHz)
 ROUND_SENTENCES = 3000  # sentences planned together, so that batches of equal length can be formed
 BATCH_FRAMES = 14000  # decoder frames in one batch; bounds the memory of a worker at about 20 GB
+BLUR_FRAMES = 5  # 125 ms
+MOST_BLUR = 0.6
+N_SILENT_IDS = 17  # pads and punctuation in the synthesiser's vocabulary
 
 # Substitutions that keep the length of the phoneme string, so that word spans stay valid: (from, to, chance of each).
 ACCENTS: list[list[tuple[str, str, float]]] = [
@@ -39,7 +46,21 @@ ACCENTS: list[list[tuple[str, str, float]]] = [
     [("θ", "f", 0.6), ("ð", "v", 0.3), ("ŋ", "n", 0.3), ("h", "ʔ", 0.0), ("ɾ", "t", 0.9)],
     [("ɑ", "ɒ", 0.7), ("ɾ", "t", 0.9), ("æ", "a", 0.5), ("ɹ", "r", 0.5)],
     [("ɪ", "ə", 0.3), ("ɛ", "ɪ", 0.4), ("æ", "ɛ", 0.4), ("t", "ɾ", 0.15), ("ʊ", "u", 0.4)],
+    [
+        ("ɪ", "ə", 0.4),
+        ("ɛ", "ə", 0.3),
+        ("ʌ", "ə", 0.6),
+        ("ʊ", "ə", 0.4),
+        ("ŋ", "n", 0.3),
+        ("t", "ʔ", 0.3),
+        ("ð", "d", 0.3),
+    ],
 ]
+FUNCTION_WORDS = frozenset(
+    "a an the of to in on at by for from with and or but as is are was were be been it its he she they we you i his her "
+    "their our your my that this these those there than then so if not no can could will would shall should have has had "
+    "do did does me him them us".split()
+)
 
 
 @dataclass
@@ -53,6 +74,10 @@ class Delivery:
     pitch: float
     pitch_range: float  # exponent on the distance of F0 from its mean
     rhythm: float  # standard deviation of the logarithm of phoneme durations
+    word_rhythm: float  # the same for whole words
+    drift: float  # the same for stretches of a few words
+    haste: float  # factor on the durations of function words
+    blur: float  # share of a phoneme's articulation that is the mean over its neighbourhood
 
 
 def draw_blend(choose: random.Random, english: list[str], foreign: list[str]) -> dict[str, float]:
@@ -90,7 +115,26 @@ def draw_delivery(choose: random.Random, english: list[str], foreign: list[str])
         pitch=choose.uniform(0.65, 1.5) if wide else math.exp(choose.gauss(0.0, 0.12)),
         pitch_range=choose.uniform(0.4, 1.6),
         rhythm=choose.uniform(0.0, 0.35),
+        word_rhythm=choose.uniform(0.0, 0.3),
+        drift=choose.uniform(0.0, 0.2),
+        haste=choose.uniform(0.7, 1.05),
+        blur=choose.uniform(0.1, MOST_BLUR) if choose.random() < 0.5 else 0.0,
     )
+
+
+def stretch_words(sentence: Sentence, delivery: Delivery, choose: random.Random) -> list[float]:
+    """Return a factor on the duration of every phoneme, pads included: words and stretches have their own tempo."""
+    factors = [1.0] * (len(sentence.phonemes) + 2)
+    tempo = 1.0
+    for i, word in enumerate(sentence.words):
+        if i % 3 == 0:
+            tempo = math.exp(choose.gauss(0.0, delivery.drift))
+        factor = tempo * math.exp(choose.gauss(0.0, delivery.word_rhythm))
+        if word.word in FUNCTION_WORDS:
+            factor *= delivery.haste
+        for k in range(word.start, word.stop):
+            factors[1 + k] = factor
+    return factors
 
 
 def accent(phonemes: str, choose: random.Random) -> str:
@@ -128,18 +172,20 @@ class Speaker:
         self.timbre_std = usable[:, :128].std(0).to(device)
 
     @torch.inference_mode()
-    def plan(self, phonemes: list[str], deliveries: list[Delivery], noise: torch.Generator) -> list[dict[str, Any]]:
+    def plan(
+        self, phonemes: list[str], deliveries: list[Delivery], tempi: list[list[float]], noise: torch.Generator
+    ) -> list[dict[str, Any]]:
         """Return one item for each utterance with its phoneme durations, not yet audible."""
         items = self.synth.stage_a(phonemes, [d.prosody for d in deliveries], [d.speed for d in deliveries])
-        for item, text, delivery in zip(items, phonemes, deliveries, strict=True):
+        for item, text, delivery, tempo in zip(items, phonemes, deliveries, tempi, strict=True):
             if delivery.timbre is not delivery.prosody:
                 style = self.synth.style(delivery.timbre, len(text) - 1)
                 item["ref"] = torch.cat((style[:128].to(self.device), item["ref"][128:]))
             jolt = torch.randn(128, generator=noise).to(self.device) * self.timbre_std * delivery.timbre_noise
             item["ref"] = torch.cat((item["ref"][:128] + jolt, item["ref"][128:]))
-            stretch = torch.exp(torch.randn(len(item["dur"]), generator=noise) * delivery.rhythm)
+            stretch = torch.exp(torch.randn(len(item["dur"]), generator=noise) * delivery.rhythm) * torch.tensor(tempo)
             item["dur"] = torch.round(item["dur"] * stretch).clamp(min=1).long()
-            item["pitch"], item["pitch_range"] = delivery.pitch, delivery.pitch_range
+            item["pitch"], item["pitch_range"], item["blur"] = delivery.pitch, delivery.pitch_range, delivery.blur
         return list(items)
 
     @torch.inference_mode()
@@ -158,7 +204,11 @@ class Speaker:
             durations.append(duration.numpy())
             index = torch.repeat_interleave(torch.arange(len(duration)), duration).to(self.device)
             expanded.append(item["d"][index].T)
-            text.append(item["t"][:, index])
+            articulation = item["t"][:, index]
+            if item["blur"]:
+                around = F.avg_pool1d(articulation[None], BLUR_FRAMES, 1, BLUR_FRAMES // 2, count_include_pad=False)[0]
+                articulation = torch.lerp(articulation, around, item["blur"])
+            text.append(articulation)
         style = torch.stack([item["ref"] for item in items])
         pitch_hz, energy = self.synth.M.predictor.F0Ntrain(torch.stack(expanded), style[:, 128:])
         pitch_hz = self._move_pitch(pitch_hz, items)
@@ -181,8 +231,8 @@ class Speaker:
         return torch.where(voiced, (mean + shift + (log_pitch - mean) * spread).exp().clamp(40, 600), pitch_hz)
 
 
-def group_by_length(items: list[tuple[int, dict[str, Any]]]) -> list[list[tuple[int, dict[str, Any]]]]:
-    """Group (sentence index, item) pairs whose lengths differ by at most 6 frames (150 ms)."""
+def group_by_length(items: list[tuple[Sentence, dict[str, Any]]]) -> list[list[tuple[Sentence, dict[str, Any]]]]:
+    """Group (sentence, item) pairs whose lengths differ by at most 6 frames (150 ms)."""
     items = sorted(items, key=lambda pair: int(pair[1]["dur"].sum()))
     groups, start = [], 0
     while start < len(items):
@@ -196,57 +246,77 @@ def group_by_length(items: list[tuple[int, dict[str, Any]]]) -> list[list[tuple[
     return groups
 
 
-def work(speaker: Speaker, sentences: list[Sentence], options: argparse.Namespace) -> None:
-    """Speak this shard's sentences in random order, again and again with other deliveries, until the deadline."""
+def label_table(vocabulary: dict[str, int]) -> dict[str, int]:
+    """Return the label of every phoneme symbol; silence is 0."""
+    return {symbol: 0 if i < N_SILENT_IDS else i for symbol, i in vocabulary.items()}
+
+
+def describe(
+    sentence: Sentence, durations: np.ndarray, table: dict[str, int], pieces: WordPieces
+) -> tuple[int, np.ndarray, list[tuple[int, int, list[int]]]]:
+    """Return a shard's row: frames, one phoneme label a frame, words as (start, end, ids) in samples."""
+    labels = np.array([0, *(table[symbol] for symbol in sentence.phonemes), 0], np.uint8)
+    ends = np.concatenate([[0], np.cumsum(durations)]) * FRAME_SAMPLES
+    words = []
+    for word in sentence.words:
+        start, stop = ends[1 + word.start], ends[1 + word.stop]
+        words.append((int(start), int(start + (stop - start) * word.fraction), pieces.encode(word.word)))
+    return int(durations.sum()), np.repeat(labels, durations), words
+
+
+def work(speaker: Speaker, rows: list[list[str]], table: dict[str, int], options: argparse.Namespace) -> None:
+    """Speak this shard's sentences in random order, again with other deliveries if time is left, until the deadline."""
     choose = random.Random(1000 * options.seed + options.shard)
     noise = torch.Generator().manual_seed(1000 * options.seed + options.shard)
-    order = list(range(len(sentences)))
+    pieces = WordPieces.load(options.pieces)
+    order = list(range(len(rows)))
     random.Random(options.seed).shuffle(order)
     mine, done, part, n_samples, began = order[options.shard :: options.n_shards], 0, 0, 0, time.time()
     while time.time() < options.until and (not options.limit or done < options.limit):
-        if done + ROUND_SENTENCES > len(mine):
+        size = options.limit or min(ROUND_SENTENCES, 1000 * (part + 1))  # short rounds first: speech is awaited
+        if done + size > len(mine):
             choose.shuffle(mine)
             done = 0
-        chosen = sorted(
-            mine[done : done + (options.limit or ROUND_SENTENCES)], key=lambda i: len(sentences[i].phonemes)
-        )
-        done += len(chosen)
-        items: list[tuple[int, dict[str, Any]]] = []
+        built = [build_sentence(*rows[i]) for i in mine[done : done + size]]
+        chosen = sorted((sentence for sentence in built if sentence), key=lambda sentence: len(sentence.phonemes))
+        done += size
+        items: list[tuple[Sentence, dict[str, Any]]] = []
         for start in range(0, len(chosen), 128):
             batch = chosen[start : start + 128]
             deliveries = [draw_delivery(choose, speaker.english, speaker.foreign) for _ in batch]
-            phonemes = [sentences[i].phonemes for i in batch]
-            phonemes = [accent(p, choose) if choose.random() < 0.2 else p for p in phonemes]
-            items += list(zip(batch, speaker.plan(phonemes, deliveries, noise), strict=True))
+            tempi = [stretch_words(s, d, choose) for s, d in zip(batch, deliveries, strict=True)]
+            phonemes = [sentence.phonemes for sentence in batch]
+            phonemes = [accent(p, choose) if choose.random() < 0.25 else p for p in phonemes]
+            items += list(zip(batch, speaker.plan(phonemes, deliveries, tempi, noise), strict=True))
         groups = group_by_length(items)
         choose.shuffle(groups)
-        audio, rows = [], []
+        audio, shard_rows = [], []
         for group in groups:
             if time.time() > options.until:
                 break
             spoken, durations = speaker.speak([item for _, item in group])
-            for (index, _), samples, frames in zip(group, spoken, durations, strict=True):
+            for (sentence, _), samples, frames in zip(group, spoken, durations, strict=True):
                 audio.append(samples)
-                rows.append((index, len(samples) // FRAME_SAMPLES, frames.astype(np.int16)))
+                shard_rows.append(describe(sentence, frames, table, pieces))
                 n_samples += len(samples)
         if audio:
-            stem = options.out / f"s{options.shard}_{part}"
+            stem = options.out / f"s{options.seed}_{options.shard}_{part}"
             np.save(stem.with_suffix(".npy"), np.concatenate(audio))
-            stem.with_suffix(".tmp").write_bytes(pickle.dumps(rows))
+            stem.with_suffix(".tmp").write_bytes(pickle.dumps(shard_rows, protocol=5))
             stem.with_suffix(".tmp").rename(stem.with_suffix(".pkl"))  # the reader waits for this name
             part += 1
         hours = n_samples / 16000 / 3600
         print(
             f"shard {options.shard}: {hours:.2f} h, {hours * 3600 / (time.time() - began):.0f} x real time", flush=True
         )
-    (options.out / f"done{options.shard}").write_text(str(n_samples))
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(description="Kokoro synthesis worker")
     parser.add_argument("--kokoro", type=Path, required=True, help="folder of the synthesiser pack")
-    parser.add_argument("--sentences", type=Path, required=True, help=".tsv.xz of book, text, phonemes")
+    parser.add_argument("--sentences", type=Path, required=True, help=".tsv.xz of source, text, phonemes")
+    parser.add_argument("--pieces", type=Path, required=True, help="BPE merges")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--n-shards", type=int, default=1)
@@ -260,14 +330,17 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = True
     torch.set_num_threads(2)
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.device.startswith("cuda"):
+        torch.cuda.set_device(options.device)
     speaker = Speaker(options.kokoro, options.device, not options.full_precision)
-    sentences = read_sentences(options.sentences)
+    rows = read_rows(options.sentences)
+    table = label_table(json.loads((options.kokoro / "vocab.json").read_text())["vocab"])
     print(
-        f"shard {options.shard} ready: {len(sentences)} sentences, {len(speaker.english)} English voices, "
+        f"shard {options.shard} ready: {len(rows)} sentences, {len(speaker.english)} English voices, "
         f"{len(speaker.foreign)} foreign",
         flush=True,
     )
-    work(speaker, sentences, options)
+    work(speaker, rows, table, options)
 
 
 if __name__ == "__main__":

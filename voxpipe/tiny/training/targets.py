@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .bank import Utterance
 from .network import BOS, LEFT_PAD, PAD, TOKEN_SAMPLES, WORD
+from .ring import SegmentReader
 
 DELAYS = [6] * 10 + [1, 2, 3, 3, 4, 4, 5, 5, 7, 8, 9, 10, 11, 12, 12, 13, 14, 15, 30, 30]
 MAX_PIECES = 48
@@ -78,38 +79,47 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
     """Endless batches of sequence plans.
 
     Args:
-        bank: all utterances.
+        recorded: utterances that stay; they are used as word runs only.
+        index: folder in which the ring tells what synthetic speech there is.
         mix_path: JSON {source: share of the time}; read again when it changes, so the mix may be edited while
-            training runs. A source that the bank lacks is skipped.
-        recorded: sources that are used as word runs only.
+            training runs. A source of which there is nothing is skipped.
     """
 
     def __init__(
-        self, bank: list[Utterance], mix_path: Path, recorded: set[str], *, batch_size: int, n_tokens: int, seed: int
+        self, recorded: list[Utterance], index: Path, mix_path: Path, *, batch_size: int, n_tokens: int, seed: int
     ) -> None:
-        self.bank, self.mix_path, self.recorded = bank, mix_path, recorded
+        self.mix_path = mix_path
         self.batch_size, self.n_tokens, self.seed = batch_size, n_tokens, seed
-        self.by_source: dict[str, list[int]] = defaultdict(list)
-        self.by_speaker: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for index, utterance in enumerate(bank):
-            self.by_source[utterance.source].append(index)
-            if utterance.source in recorded:
-                self.by_speaker[utterance.source][utterance.speaker].append(index)
-        self.by_speaker = {source: dict(speakers) for source, speakers in self.by_speaker.items()}
-        self._read_mix()
+        self.ring = SegmentReader(index)
+        self.recorded: dict[str, list[Utterance]] = defaultdict(list)
+        by_speaker: dict[str, dict[str, list[Utterance]]] = defaultdict(lambda: defaultdict(list))
+        for utterance in recorded:
+            self.recorded[utterance.source].append(utterance)
+            by_speaker[utterance.source][utterance.speaker].append(utterance)
+        self.by_speaker = {source: dict(speakers) for source, speakers in by_speaker.items()}
+        self.synthetic: dict[str, list[Utterance]] = {}
+        self.mix_time = -1
 
-    def _read_mix(self) -> None:
-        self.mix_time = self.mix_path.stat().st_mtime
-        mix = json.loads(self.mix_path.read_text())
-        self.sources = [source for source in mix if self.by_source.get(source)]
-        self.shares = [mix[source] for source in self.sources]
+    def _refresh(self) -> None:
+        """Read the mix and the list of synthetic speech again if they changed."""
+        mix_time = self.mix_path.stat().st_mtime_ns
+        moved = self.ring.changed()
+        if moved:
+            found: dict[str, list[Utterance]] = defaultdict(list)
+            for utterance in self.ring.utterances():
+                found[utterance.source].append(utterance)
+            self.synthetic = dict(found)
+        if moved or mix_time != self.mix_time:
+            self.mix_time = mix_time
+            mix = json.loads(self.mix_path.read_text())
+            self.sources = [source for source in mix if self.recorded.get(source) or self.synthetic.get(source)]
+            self.shares = [mix[source] for source in self.sources]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
         choose = random.Random(self.seed * 1000 + (worker.id if worker else 0))
         while True:
-            if self.mix_path.stat().st_mtime != self.mix_time:
-                self._read_mix()
+            self._refresh()
             yield collate([self.plan(choose) for _ in range(self.batch_size)])
 
     def plan(self, choose: random.Random) -> Sequence:
@@ -145,13 +155,15 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
         words: list[tuple[float, list[int]]],
     ) -> int:
         """Append one speaker's block at sample `at`; return where the next may begin."""
-        rate = min(1.3, max(0.76, choose.gauss(1.0, 0.12))) if choose.random() < 0.75 else 1.0
         gain_db = choose.gauss(0.0, 3.0)
-        warp = choose.uniform(0.86, 1.15) if choose.random() < 0.5 else 1.0
         if source in self.recorded:
+            rate = min(1.35, max(0.72, choose.gauss(1.0, 0.14)))
+            warp = choose.uniform(0.82, 1.2) if choose.random() < 0.8 else 1.0
             runs = self._recorded_runs(choose, source)
         else:
-            runs = [self._synthetic_run(choose, self.bank[choose.choice(self.by_source[source])])]
+            rate = min(1.3, max(0.76, choose.gauss(1.0, 0.12))) if choose.random() < 0.75 else 1.0
+            warp = choose.uniform(0.86, 1.15) if choose.random() < 0.5 else 1.0
+            runs = [self._synthetic_run(choose, choose.choice(self.synthetic[source]))]
         for utterance, first, last, begin, end in runs:
             if len(pieces) >= MAX_PIECES:
                 return limit
@@ -188,7 +200,7 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
         if choose.random() < 0.5:
             speaker = choose.choice(list(self.by_speaker[source]))
         else:
-            speaker = self.bank[choose.choice(self.by_source[source])].speaker
+            speaker = choose.choice(self.recorded[source]).speaker
         clips = self.by_speaker[source][speaker]
         runs = []
         if choose.random() < 0.5 and source != "train-commands":
@@ -196,7 +208,7 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
         else:
             wanted, longest = choose.randint(1, 7), choose.randint(1, 4)
         for _ in range(wanted):
-            u = self.bank[choose.choice(clips)]
+            u = choose.choice(clips)
             n_words = len(u.words)
             first = choose.randint(0, max(0, n_words - 2)) if choose.random() < 0.8 else 0
             last = min(n_words, first + choose.randint(1, longest))

@@ -1,20 +1,26 @@
 # ruff: noqa: SIM905
 """Spoken phrases that novels lack: single words, digits, numbers, dates, commands, prompts, prices, questions.
 
-`phrases` returns them as plain text; `python -m voxpipe.tiny.training.templates SENTENCES OUT` phonemises them and
-writes them, together with the sentences of a .tsv.gz (book, text, phonemes), to one .tsv.xz that the synthesiser reads.
+`phrases` returns them as plain text; run as a program, the module phonemises them and writes them, together with the
+sentences of novels (.tsv.gz of book, text, phonemes) and of other free texts (`corpus`), to one .tsv.xz for the synthesiser.
+
+    python -m voxpipe.tiny.training.templates NOVELS.tsv.gz VOCAB.json OUT.tsv.xz --corpus CORPUS.tsv
 """
 
+import argparse
 import gzip
 import json
 import lzma
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from .conversation import Names, named, numbers_aloud, small_talk, things
 from .text import build_sentence, words_of
+
+MOST_PHONEMES = 480  # the synthesiser takes 510
+HELD_OUT_BOOKS = ("Time-Machine",)
 
 # word lists are written as strings, one blank between words: they stay readable (SIM905 is off here)
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -155,27 +161,58 @@ def phrases(common_words: list[str], seed: int = 1) -> list[str]:
     return [make() for n_phrases, make in kinds for _ in range(n_phrases)]
 
 
-def write_sentences(sentences: Path, vocabulary: Path, out: Path, skip_books: tuple[str, ...]) -> None:
-    """Write usable sentences and phonemised templates as rows of book, text, phonemes."""
+def everyday_phrases(n_phrases: int, seed: int = 1) -> list[str]:
+    """Return `n_phrases` of conversation, names, things and numbers read aloud."""
+    choose, names = random.Random(seed), Names.from_faker()
+
+    def number(low: int, high: int) -> str:
+        return spoken_number(choose.randint(low, high), choose)
+
+    kinds: list[Callable[[], str]] = [
+        lambda: small_talk(choose),
+        lambda: numbers_aloud(choose),
+        lambda: named(choose, names, number),
+        lambda: things(choose, number),
+    ]
+    return [choose.choices(kinds, [4, 2, 3, 3])[0]() for _ in range(n_phrases)]
+
+
+def write_sentences(novels: Path, corpus: Path | None, vocabulary: Path, out: Path, n_everyday: int) -> None:
+    """Write usable sentences of novels, corpus and templates as rows of source, text, phonemes, each phonemised."""
     from hibari import Hibari
 
-    with gzip.open(sentences, "rt", encoding="utf-8") as file:
+    with gzip.open(novels, "rt", encoding="utf-8") as file:
         rows = [line.split("\t") for line in file.read().splitlines()]
-    rows = [row for row in rows if not any(book in row[0] for book in skip_books) and build_sentence(*row)]
+    rows = [row for row in rows if not any(book in row[0] for book in HELD_OUT_BOOKS) and build_sentence(*row)]
     counts = Counter(word for _, text, _ in rows for word in words_of(text))
     common = [word for word, _ in counts.most_common(1500) if len(word) > 2]
-    phonemiser = Hibari(threads=1)
-    known = json.loads(vocabulary.read_text())["vocab"]
-    n_novel = len(rows)
-    for phrase in phrases(common):
-        phonemes = " ".join(phonemiser.phonemize(phrase))
-        if all(symbol in known for symbol in phonemes) and build_sentence("template", phrase, phonemes):
-            rows.append(["template", phrase, phonemes])
-    print(f"{n_novel} sentences, {len(rows) - n_novel} templates")
-    with lzma.open(out, "wt", preset=9, encoding="utf-8") as file:
+    texts = [("template", phrase) for seed in range(3) for phrase in phrases(common, seed)]
+    texts += [("everyday", phrase) for phrase in everyday_phrases(n_everyday)]
+    if corpus:
+        texts += [(kind, text) for kind, _, text in (line.partition("\t") for line in corpus.read_text().splitlines())]
+    phonemiser, known = Hibari(threads=1), json.loads(vocabulary.read_text())["vocab"]
+    n_rows: Counter[str] = Counter({"novels": len(rows)})
+    for source, text in texts:
+        phonemes = " ".join(phonemiser.phonemize(text))
+        usable = len(phonemes) < MOST_PHONEMES and all(symbol in known for symbol in phonemes)
+        if usable and build_sentence(source, text, phonemes):
+            rows.append([source, text, phonemes])
+            n_rows[source] += 1
+    print(dict(n_rows))
+    with lzma.open(out, "wt", preset=6, encoding="utf-8") as file:
         file.write("\n".join("\t".join(row) for row in rows))
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description="sentences of novels, free texts and templates with their phonemes")
+    parser.add_argument("novels", type=Path, help=".tsv.gz of book, sentence, phonemes")
+    parser.add_argument("vocabulary", type=Path, help="the synthesiser's vocab.json")
+    parser.add_argument("out", type=Path, help=".tsv.xz of source, text, phonemes")
+    parser.add_argument("--corpus", type=Path, help=".tsv of kind and sentence")
+    parser.add_argument("--everyday", type=int, default=30000, help="phrases of conversation, names and numbers")
+    options = parser.parse_args()
+    write_sentences(options.novels, options.corpus, options.vocabulary, options.out, options.everyday)
+
+
 if __name__ == "__main__":
-    sentence_path, vocabulary_path, out_path = map(Path, sys.argv[1:4])
-    write_sentences(sentence_path, vocabulary_path, out_path, skip_books=("Time-Machine",))
+    main()

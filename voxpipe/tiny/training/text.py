@@ -82,12 +82,16 @@ def build_sentence(book: str, text: str, phonemes: str) -> Sentence | None:
     return Sentence(book, phonemes, words) if words else None
 
 
-def read_sentences(path: Path) -> list[Sentence]:
-    """Read a .tsv.xz or .tsv.gz of book, text, phonemes."""
+def read_rows(path: Path) -> list[list[str]]:
+    """Read a .tsv.xz or .tsv.gz of source, text, phonemes."""
     opener = lzma.open if path.suffix == ".xz" else gzip.open
     with opener(path, "rt", encoding="utf-8") as file:
-        rows = [line.split("\t") for line in file.read().splitlines()]
-    built = [build_sentence(*row) for row in rows]
+        return [line.split("\t") for line in file.read().split("\n") if line]
+
+
+def read_sentences(path: Path) -> list[Sentence]:
+    """Read and place the sentences of a .tsv.xz or .tsv.gz of source, text, phonemes."""
+    built = [build_sentence(*row) for row in read_rows(path)]
     return [sentence for sentence in built if sentence]
 
 

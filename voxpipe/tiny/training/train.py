@@ -1,23 +1,23 @@
-"""The training run: load all speech into a bank on the accelerator, train until the clock says stop, keep the average.
+"""The training run: speech in a bank on the accelerator, renewed while training goes on, until the clock says stop.
 
 Runs on one device or, under torchrun, on several of one host: every process has its own bank and batches, gradients are
 averaged. The learning rate falls linearly to zero at `--until`, so the end of the run must be known at its start. A moving
-average of the weights is what gets evaluated and saved: it is usable at any moment of the run.
+average of the weights is what gets saved: it is usable at any moment of the run, and `watch` evaluates it. `late.pt` is the
+mean of that average over the last part of the run.
 
     torchrun --nproc-per-node N -m training.train --synthetic DIR --recorded DIR --lists ... --begin T0 --until T1 ...
 
 The loss: cross entropy of the owed tokens (padding weighs 0.6) + 1e-4 z-loss + 0.3 phonemes of a middle layer
-(synthetic speech only) + 0.3 CTC over word pieces.
+(synthetic speech only) + 0.3 CTC over word pieces + the squared distance from the teacher's features, if there is one
++ the disagreement of two augmentations of the same speech about words and spelling.
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,9 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .augment import coloured_noise, corrupt_inputs, degrade, fetch_audio, music, warp_and_mask
-from .bank import Bank, load_recorded, load_synthetic
-from .evaluate import read_audio, transcribe, word_error_rate
+from .augment import corrupt_inputs, degrade, fetch_audio, repeat_rows, warp_and_mask
+from .bank import SAMPLE_RATE, Bank, load_recorded
 from .export import load_tensors, read_state, save_state
 from .network import (
     LEFT_PAD,
@@ -42,11 +41,26 @@ from .network import (
     window_mask,
 )
 from .optimizer import Muon
+from .ring import Ring
 from .targets import SequencePlanner
-from .text import WordPieces, read_sentences
+from .teacher import HOP, Teacher
+from .text import WordPieces
 
-WATCHED = ["dev-librispeech", "dev-ljspeech", "dev-kokoro-unseen", "dev-commands"]
 EMA_DECAY = 0.998
+LATE = 0.6  # share of the run after which the mean of the last part begins
+TEACHER_DECAY = 0.7  # share of the teacher's weight that is gone at the end of the run
+MOST_DEVIATION = 4.0  # the teacher's features are cut at so many standard deviations
+
+
+def divergence(log_p: Tensor) -> Tensor:
+    """Return how far the first and the second half of the rows (2 B, L, K) are apart: the mean of both divergences, (B, L).
+
+    Each half learns from the other as a fixed target.
+    """
+    one, other = log_p.chunk(2)
+    forward = (one.detach().exp() * (one.detach() - other)).sum(-1)
+    backward = (other.detach().exp() * (other.detach() - one)).sum(-1)
+    return 0.5 * (forward + backward)
 
 
 class Trainer:
@@ -78,6 +92,8 @@ class Trainer:
                 dec_ffn=128,
                 phoneme_layer=1,
             )
+        teacher = Teacher.load(options.teacher, self.device) if options.teacher else None
+        config.teacher_dim = teacher.dim if teacher else config.teacher_dim
         self.network = Network(config).to(self.device)
         if options.initial and options.initial.suffix == ".pt":
             self.network.load_state_dict(read_state(options.initial)[0].state_dict())
@@ -88,6 +104,7 @@ class Trainer:
                 dist.broadcast(weight.data, 0)
         self.average = Network(config).to(self.device).eval()
         self.average.load_state_dict(self.network.state_dict())
+        self.late, self.n_late = Network(config).to(self.device).eval(), 0
         self.mel = LogMel(self.device)
         self.encoder_attention = self._attention(4 * options.n_tokens, config.enc_window)
         self.decoder_attention = self._attention(options.n_tokens, config.dec_window)
@@ -105,9 +122,11 @@ class Trainer:
         self.muon = Muon(matrices, compile_update=cuda)
         self.adam = torch.optim.AdamW(self.others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=cuda)
         self.weights = [weight for _, weight in named]
-        self.bank = Bank(int(options.bank_hours * 3600 * 16000), self.device)
-        self.dev_lists: dict[str, tuple[list[Tensor], list[str]]] = {}
-        self.curve: list[dict[str, Any]] = []
+        self.bank = Bank(int(options.bank_hours * 3600 * 16000), self.device, teacher)
+        self.ring: Ring | None = None
+        self.teacher_weight = options.teacher_weight
+        self.feature_mean = torch.zeros(config.teacher_dim, device=self.device)
+        self.feature_std = torch.ones(config.teacher_dim, device=self.device)
 
     def log(self, text: str) -> None:
         if self.rank == 0:
@@ -128,14 +147,31 @@ class Trainer:
         mask = create_block_mask(visible, None, None, length, length, device=self.device)
         return lambda q, k, v: flex_attention(q, k, v, block_mask=mask)
 
+    def open_ring(self) -> None:
+        """Read synthetic speech until the run begins, and learn the teacher's scale."""
+        options = self.options
+        index = options.out / f"index{self.rank}"
+        self.ring = Ring(
+            self.bank, options.synthetic, index, part=self.rank, n_parts=self.n_ranks, keep_files=options.toy
+        )
+        self.ring.fill(options.begin, self.log)
+        if self.bank.teacher:
+            chosen = torch.randint(0, self.ring.next // HOP, (200_000,), device=self.device)
+            features = self.bank.features[chosen].float()
+            features = features[features.square().sum(1) > 0]
+            self.feature_mean, self.feature_std = features.mean(0), features.std(0)
+
+    def hours_spoken(self) -> float:
+        return self.ring.n_samples / SAMPLE_RATE / 3600 if self.ring else 0.0
+
     # ---- steps
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         options = self.options
         planner = SequencePlanner(
             self.bank.utterances,
+            options.out / f"index{self.rank}",
             options.mix,
-            set(options.lists),
             batch_size=options.batch_size,
             n_tokens=options.n_tokens,
             seed=options.seed + self.rank,
@@ -156,17 +192,21 @@ class Trainer:
 
     @torch.no_grad()
     def prepare(self, batch: dict[str, Tensor]) -> None:
-        """Add features, labels and spoiled inputs to a batch of plans."""
-        samples, labels, warp, speech = fetch_audio(batch, self.bank, self.options.n_tokens)
-        audio = degrade(samples, speech, batch)
+        """Add features, labels and spoiled inputs to a batch of plans; every plan becomes one row for each view."""
+        n_views = self.options.views
+        fetched = fetch_audio(batch, self.bank, self.options.n_tokens).views(n_views)
+        for name, tensor in batch.items():
+            batch[name] = repeat_rows(tensor, n_views)
+        audio = degrade(fetched.samples, fetched.speech, batch)
         features = self.mel(F.pad(audio, (LEFT_PAD * TOKEN_SAMPLES, 0)))
-        batch["features"] = warp_and_mask(features, warp, 8 * LEFT_PAD)
-        batch["labels"] = labels
+        batch["features"] = warp_and_mask(features, fetched.warp, 8 * LEFT_PAD)
+        batch["labels"], batch["taught"], batch["lesson"] = fetched.phonemes, fetched.taught, fetched.features
         batch["spoiled"] = corrupt_inputs(batch["inputs"], batch["delay"], self.network.c.vocab)
-        batch["keep"] = (torch.rand(len(samples), device=self.device) > 0.04).float()  # rows that see previous tokens
+        batch["keep"] = (torch.rand(len(audio), device=self.device) > 0.04).float()  # rows that see previous tokens
 
-    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return cross entropy, phoneme loss, CTC loss and the accuracy of text tokens."""
+    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the loss to minimise, and its parts: cross entropy, phoneme loss, CTC loss, distance from the teacher,
+        disagreement of the views, accuracy of text tokens."""
         network, targets = self.network, batch["targets"]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             audio_embeds, last, middle = network.encoder(batch["features"], self.encoder_attention)
@@ -178,6 +218,7 @@ class Trainer:
             heard = network.aux.phonemes(network.aux.norm(middle[:, 4 * LEFT_PAD :])).float()
             pairs = last[:, 4 * LEFT_PAD :].reshape(len(last), -1, 2 * network.c.dim)  # 25 Hz
             spelled = network.aux.ctc(pairs).float().log_softmax(-1)
+            foretold = network.aux.teacher(last[:, 4 * LEFT_PAD :]).float()
         weight = torch.where(targets == PAD, 0.6, 1.0) * (targets >= 0)
         norm = torch.logsumexp(logits, -1)
         wrong = norm - logits.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
@@ -193,22 +234,37 @@ class Trainer:
             reduction="sum",
             zero_infinity=True,
         ) / batch["n_ctc"].sum().clamp_min(1)
+        distance = self.distance(foretold, batch["lesson"], batch["taught"])
+        disagreement = torch.zeros((), device=self.device)
+        if self.options.views == 2:
+            words = (divergence(logits - norm[..., None]) * weight.chunk(2)[0]).sum() / weight.chunk(2)[0].sum()
+            spelling = divergence(spelled).sum() / batch["n_ctc"].sum().clamp_min(1) * 2
+            disagreement = 0.3 * words + 0.06 * spelling
         is_text = targets >= 64
         accuracy = ((logits.argmax(-1) == targets) & is_text).sum() / is_text.sum().clamp_min(1)
-        return cross_entropy, phonemes, ctc, accuracy
+        loss = cross_entropy + 0.3 * torch.nan_to_num(phonemes) + 0.3 * ctc + self.teacher_weight * distance
+        parts = torch.stack([cross_entropy, phonemes, ctc, distance, disagreement, accuracy]).detach()
+        return loss + disagreement, parts
+
+    def distance(self, foretold: Tensor, lesson: Tensor, taught: Tensor) -> Tensor:
+        """Return the mean squared distance from the teacher's features, each dimension at unit variance."""
+        if not lesson.shape[-1]:
+            return 0.0 * foretold.sum()
+        wanted = ((lesson.float() - self.feature_mean) / self.feature_std).clamp(-MOST_DEVIATION, MOST_DEVIATION)
+        return ((foretold - wanted).square().mean(-1) * taught).sum() / taught.sum().clamp_min(1)
 
     def step(self, batch: dict[str, Tensor], learning_rate: float) -> Tensor:
-        """Take one optimiser step; return the losses, the accuracy and the gradient norm."""
-        cross_entropy, phonemes, ctc, accuracy = self.losses(batch)
-        (cross_entropy + 0.3 * torch.nan_to_num(phonemes) + 0.3 * ctc).backward()
+        """Take one optimiser step; return the parts of the loss and the gradient norm."""
+        loss, parts = self.losses(batch)
+        loss.backward()
         if self.n_ranks > 1:
             flat = torch.cat([weight.grad.flatten() for weight in self.weights])
             dist.all_reduce(flat)
             flat /= self.n_ranks
-            parts = flat.split([weight.numel() for weight in self.weights])
+            shares = flat.split([weight.numel() for weight in self.weights])
             torch._foreach_copy_(
                 [weight.grad for weight in self.weights],
-                [part.view_as(weight) for part, weight in zip(parts, self.weights, strict=True)],
+                [share.view_as(weight) for share, weight in zip(shares, self.weights, strict=True)],
             )
         norm = torch.nn.utils.clip_grad_norm_(self.others, 1.0, foreach=True)
         for group in self.adam.param_groups:
@@ -217,11 +273,11 @@ class Trainer:
         self.adam.step()
         for weight in self.weights:
             weight.grad = None
-        return torch.stack([cross_entropy.detach(), phonemes.detach(), ctc.detach(), accuracy, norm.detach()])
+        return torch.cat([parts, norm.detach()[None]])
 
     def compile(self) -> None:
         """Run a step on noise at rate zero, so that compilation overlaps with synthesis."""
-        B, L = self.options.batch_size, self.options.n_tokens
+        B, L = self.options.batch_size * self.options.views, self.options.n_tokens
         batch = {
             "features": torch.randn(B, 128, 8 * L, device=self.device),
             "spoiled": torch.full((B, L), PAD, device=self.device),
@@ -229,6 +285,8 @@ class Trainer:
             "delay": torch.full((B,), 6.0, device=self.device),
             "keep": torch.ones(B, device=self.device),
             "labels": torch.zeros(B, 4 * (L - LEFT_PAD), dtype=torch.long, device=self.device),
+            "lesson": torch.zeros(B, 4 * (L - LEFT_PAD), self.bank.features.shape[1], device=self.device).half(),
+            "taught": torch.ones(B, 4 * (L - LEFT_PAD), dtype=torch.bool, device=self.device),
             "ctc": torch.zeros(B, 200, dtype=torch.long, device=self.device),
             "n_ctc": torch.full((B,), 100),
         }
@@ -247,83 +305,51 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the clock says stop."""
-        options, totals, n_totals, step = self.options, torch.zeros(5, device=self.device), 0, 0
-        progress, since, last_evaluation = 0.0, time.time(), time.time()
-        averaged = list(self.average.parameters())
+        options, totals, n_totals, step = self.options, torch.zeros(7, device=self.device), 0, 0
+        progress, since, last_save = 0.0, time.time(), time.time()
+        averaged, late = list(self.average.parameters()), list(self.late.parameters())
         self.network.train()
         for batch in self.batches():
+            if step == 0 and self.ring:  # only now: the planners' processes exist, and a thread may start
+                self.ring.start()
             if step % 10 == 0:  # a broadcast that waits for the device: not at every step
                 progress = self.agree_on_progress()
                 if progress >= 1 or (options.steps and step >= options.steps):
                     break
             learning_rate = options.learning_rate * min(1.0, (step + 1) / options.warm_up) * (1 - progress)
+            self.teacher_weight = options.teacher_weight * (1 - TEACHER_DECAY * progress)
             totals += self.step(batch, learning_rate)
             n_totals += 1
             step += 1
             decay = min(EMA_DECAY, step / (step + 20))
             with torch.no_grad():
                 torch._foreach_lerp_(averaged, self.weights, 1 - decay)
+                if step % 20 == 0 and progress > LATE:
+                    self.n_late += 1
+                    torch._foreach_lerp_(late, averaged, 1 / self.n_late)
             if step % options.log_steps == 0:
-                ce, phonemes, ctc, accuracy, norm = (totals / n_totals).tolist()
+                ce, phonemes, ctc, distance, disagreement, accuracy, norm = (totals / n_totals).tolist()
                 speed = (time.time() - since) / n_totals * 1000
                 self.log(
-                    f"step {step} ce {ce:.3f} phonemes {phonemes:.3f} ctc {ctc:.3f} accuracy {accuracy:.3f} "
-                    f"norm {norm:.2f} rate {learning_rate:.2e} {speed:.1f} ms/step"
+                    f"step {step} ce {ce:.3f} phonemes {phonemes:.3f} ctc {ctc:.3f} teacher {distance:.3f} "
+                    f"views {disagreement:.3f} accuracy {accuracy:.3f} norm {norm:.2f} "
+                    f"rate {learning_rate:.2e} {speed:.1f} ms/step, {self.hours_spoken():.0f} h spoken"
                 )
                 totals.zero_()
                 n_totals, since = 0, time.time()
-            if self.rank == 0 and time.time() - last_evaluation > options.evaluate_s:
-                self.evaluate(step, WATCHED, [6])
-                self.save(f"step{step}.pt")
-                last_evaluation = since = time.time()
+            if self.rank == 0 and time.time() - last_save > options.save_s:
+                self.save(f"step{step}.pt", self.average)
+                last_save = time.time()
         self.log(f"done after {step} steps")
+        if self.ring:
+            self.ring.stop.set()
         if self.rank == 0:
-            self.save("final.pt")
-            optimisers = {"momentum": self.muon.state(), "adam": self.adam.state_dict()}
-            torch.save(optimisers, options.out / "optimisers.pt")
-            self.finish(step)
+            if self.n_late:
+                self.save("late.pt", self.late)
+            self.save("final.pt", self.average)
 
-    # ---- results
-
-    def evaluate(self, step: int, names: list[str], delays: list[int], *, keep: bool = False) -> None:
-        """Add WER of the averaged weights to the curve; with `keep`, write what was heard."""
-        entry: dict[str, Any] = {"step": step, "s": round(time.time() - self.began, 1)}
-        for name in names:
-            if not (self.options.recorded / f"{name}.opus").exists():
-                continue
-            audio, texts = self._dev_list(name)
-            for delay, streams in transcribe(self.average, self.mel, audio, delays).items():
-                heard = [self.pieces.decode(tokens) for tokens in streams]
-                entry[f"{name}@{80 * delay}"] = round(word_error_rate(texts, heard), 2)
-                if keep:
-                    with open(self.options.out / "heard.jsonl", "a") as file:
-                        file.write(json.dumps({"list": name, "ms": 80 * delay, "said": texts, "heard": heard}) + "\n")
-        self.curve.append(entry)
-        (self.options.out / "curve.json").write_text(json.dumps(self.curve, indent=0))
-        self.log(f"WER {json.dumps(entry)}")
-
-    def _dev_list(self, name: str) -> tuple[list[Tensor], list[str]]:
-        if name not in self.dev_lists:
-            self.dev_lists[name] = read_audio(self.options.recorded, name)
-        return self.dev_lists[name]
-
-    def save(self, name: str) -> None:
-        save_state(self.options.out / name, self.average, {"curve": json.dumps(self.curve)})
-
-    def finish(self, step: int) -> None:
-        """Write the WER of every list, of the delays, and what 60 s without speech give."""
-        lists = sorted(path.stem for path in self.options.recorded.glob("dev-*.opus"))
-        self.evaluate(step, lists, [6], keep=True)
-        self.evaluate(step, WATCHED[:3], [1, 3, 12, 30], keep=True)
-        n_samples = 60 * 16000
-        noise = coloured_noise(4, n_samples, self.device) * torch.tensor(
-            [[0.003], [0.01], [0.03], [0.1]], device=self.device
-        )
-        tune = music(4, n_samples, self.device) * 0.05
-        for label, clips in (("silence", torch.zeros(1, n_samples)), ("noise", noise), ("music", tune)):
-            streams = transcribe(self.average, self.mel, list(clips), [6])[6]
-            self.log(f"60 s of {label}: {[self.pieces.decode(tokens) for tokens in streams]}")
-        (self.options.out / "all_done").write_text("1")
+    def save(self, name: str, network: Network) -> None:
+        save_state(self.options.out / name, network, {})
 
 
 def main() -> None:
@@ -331,8 +357,8 @@ def main() -> None:
     parser.add_argument("--synthetic", type=Path, required=True, help="folder the synthesiser writes to")
     parser.add_argument("--recorded", type=Path, required=True, help="folder of index.tsv, Opus files, words.json")
     parser.add_argument("--lists", nargs="*", default=[], help="lists in --recorded to train on")
-    parser.add_argument("--sentences", type=Path, required=True)
-    parser.add_argument("--symbols", type=Path, required=True, help="the synthesiser's vocab.json")
+    parser.add_argument("--teacher", type=Path, help="Whisper's encoder (.safetensors), for its features")
+    parser.add_argument("--teacher-weight", type=float, default=0.5)
     parser.add_argument("--pieces", type=Path, required=True, help="BPE merges")
     parser.add_argument("--mix", type=Path, required=True, help="JSON {source: share of the time}")
     parser.add_argument("--initial", type=Path, help="model.safetensors or training state (.pt) to start from")
@@ -341,11 +367,12 @@ def main() -> None:
     parser.add_argument("--until", type=float, required=True, help="Unix time at which it ends")
     parser.add_argument("--learning-rate", type=float, default=2.4e-3)
     parser.add_argument("--warm-up", type=int, default=150)
-    parser.add_argument("--batch-size", type=int, default=64, help="sequences a step and process")
+    parser.add_argument("--batch-size", type=int, default=32, help="sequences a step and process")
+    parser.add_argument("--views", type=int, default=2, choices=(1, 2), help="augmentations of each sequence")
     parser.add_argument("--n-tokens", type=int, default=384)
-    parser.add_argument("--bank-hours", type=float, default=130)
+    parser.add_argument("--bank-hours", type=float, default=100)
     parser.add_argument("--workers", type=int, default=12)
-    parser.add_argument("--evaluate-s", type=float, default=140)
+    parser.add_argument("--save-s", type=float, default=120, help="seconds between saved states")
     parser.add_argument("--log-steps", type=int, default=100)
     parser.add_argument("--steps", type=int, default=0, help="stop earlier, for a rehearsal")
     parser.add_argument("--seed", type=int, default=0)
@@ -359,15 +386,7 @@ def main() -> None:
     if trainer.device.type == "cuda":
         trainer.compile()
         trainer.log("compiled")
-    load_synthetic(
-        trainer.bank,
-        options.synthetic,
-        read_sentences(options.sentences),
-        trainer.pieces,
-        symbols=options.symbols,
-        until=options.begin,
-        report=trainer.log,
-    )
+    trainer.open_ring()
     trainer.run()
     if trainer.n_ranks > 1:
         dist.barrier()
