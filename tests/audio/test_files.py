@@ -338,6 +338,72 @@ def test_an_open_wav_of_an_hour_never_sits_in_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+# Channels kept apart
+
+
+def split(path: Path, *, block_s: float = files.BLOCK_S) -> Samples:
+    with AudioFile(path, split=True) as file:
+        return np.concatenate(list(file.blocks(block_s=block_s)))
+
+
+def pitches(rate: int, channels: int) -> Samples:
+    """(n, channels): 300 Hz in the first, 400 Hz in the second, and so on."""
+    t = np.arange(2 * rate) / rate
+    return np.stack([0.5 * np.sin(2 * np.pi * (300 + 100 * n) * t) for n in range(channels)], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype", "rate", "channels"),
+    [
+        ("a.wav", "PCM_24", 16000, 6),
+        ("a.wav", "PCM_16", 8000, 1),
+        ("a.flac", "PCM_24", 192000, 2),
+        ("a.ogg", "VORBIS", 44100, 2),
+        ("a.mp3", "MPEG_LAYER_III", 48000, 2),
+    ],
+)
+@pytest.mark.usefixtures("no_ffmpeg")
+def test_each_channel_as_if_it_were_alone(tmp_path: Path, name: str, subtype: str, rate: int, channels: int) -> None:
+    path = tmp_path / name
+    soundfile.write(path, pitches(rate, channels), rate, subtype)
+    stored, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    heard = split(path)
+    assert heard.shape[1] == channels
+    for n in range(channels):
+        alone = soxr.resample(stored[:, n], rate, 16000) if rate != 16000 else stored[:, n]
+        assert np.array_equal(heard[:, n], alone)
+        assert abs(pitch_hz(heard[:, n]) - (300 + 100 * n)) < 1
+    assert np.array_equal(split(path, block_s=0.0937), heard)
+
+
+def test_channels_that_cannot_be_kept_apart(tmp_path: Path) -> None:
+    path = tmp_path / "many.wav"
+    soundfile.write(path, np.zeros((100, 17), np.float32), 16000)
+    with pytest.raises(AudioError) as caught:
+        split(path)
+    assert str(caught.value) == (
+        f"{path}: its channels cannot be kept apart: it has 17 of them, and 16 are the most; or use `--channels mix`"
+    )
+    path.write_bytes(wav(bytes(48000 * 4), header=fmt(rate=48000, channels=2), size=0))
+    with pytest.raises(AudioError, match="its header was never completed"):
+        split(path)
+    assert len(read(path)) == 16000
+    data = b""
+    for channels in (2, 1):
+        soundfile.write(tmp_path / "part.mp3", tone(2, channels=channels), 16000)
+        data += (tmp_path / "part.mp3").read_bytes()
+    (tmp_path / "both.mp3").write_bytes(data)
+    with pytest.raises(AudioError, match=r"goes from 2 to 1 channels at 2\.\d s"):
+        split(tmp_path / "both.mp3")
+
+
+def test_a_header_that_promises_ten_hours(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(bytes(32000), size=36000 * 32000))
+    assert len(read(path)) == 16000
+    assert split(path).shape == (16000, 1)
+
+
 # What takes ffmpeg
 
 
@@ -387,6 +453,28 @@ def test_what_ffmpeg_reads(
         assert info.duration_s == pytest.approx(3, abs=0.3)
     lengths = [len(block) for block in read_blocks(name, block_s=1.0)]
     assert lengths[:2] == [16000, 16000]
+
+
+@needs_ffmpeg
+def test_channels_through_ffmpeg(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", pitches(48000, 6), 48000)
+    path = encode(tmp_path / "a.wav", tmp_path / "-a:b.mka", "-c:a", "pcm_s24le")
+    heard = split(path, block_s=0.3)
+    assert heard.shape == (32000, 6)
+    assert [round(pitch_hz(heard[:, n])) for n in range(6)] == [300, 400, 500, 600, 700, 800]
+    silent = tmp_path / "silent.mp4"
+    command = "ffmpeg -nostdin -v error -f lavfi -i testsrc=d=1:s=64x64"
+    subprocess.run([*command.split(), str(silent)], check=True, timeout=60)
+    with pytest.raises(AudioError, match="it has no audio track"):
+        split(silent)
+
+
+def test_channels_without_ffprobe(scripted: Path) -> None:
+    (scripted.parent / "bin" / "ffprobe").unlink()
+    os.environ["PATH"] = str(scripted.parent / "bin")
+    fake_program(scripted.parent / "bin", "ffmpeg", "exit 1")
+    with pytest.raises(UnavailableError, match="how many channels it has takes ffprobe, which is not on PATH"):
+        split(scripted)
 
 
 @needs_ffmpeg

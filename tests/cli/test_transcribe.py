@@ -131,9 +131,10 @@ def test_the_same_as_events(
     assert events[0] == {"type": "ready", "v": 1, "model": "tiny", "delay_ms": 960}
     assert [event["type"] for event in events].count("ready") == 1
     ends = [(event["stream"], event["reason"]) for event in events if event["type"] == "done"]
-    assert ends == [(files[0], "error"), (files[1], "error"), (files[2], "eof")]
+    assert sorted(ends) == sorted([(files[0], "error"), (files[1], "error"), (files[2], "eof")])
     errors = [event for event in events if event["type"] == "error"]
-    assert [(event["stream"], event["code"]) for event in errors] == [(files[0], "audio"), (files[1], "input")]
+    codes = {event["stream"]: event["code"] for event in errors}
+    assert codes == {files[0]: "audio", files[1]: "input"}
     assert [record.getMessage() for record in caplog.records] == [event["message"] for event in errors]
     for path in files:
         own = [event["type"] for event in events if event.get("stream") == path]

@@ -1,4 +1,4 @@
-"""ffmpeg as the decoder of last resort: a file of any kind -> mono 16 kHz samples.
+"""ffmpeg as the decoder of last resort: a file of any kind -> 16 kHz samples, mono or of every channel.
 
 The child gets a path and nothing else: no shell, no terminal, no network, and a process group of
 its own, so that Ctrl-C reaches us alone. It is dead and reaped when the iterator ends, however it
@@ -24,7 +24,6 @@ N_LOG_BYTES = 4096  # of ffmpeg's complaints, the latest are kept
 N_READ_BYTES = 1 << 16  # a pipe's worth
 # A playlist may name other places; nothing but local files is opened for it.
 _INPUT = ("-v", "error", "-protocol_whitelist", "file,pipe", "-i")
-_FORMAT = PcmFormat("f32le", SAMPLE_RATE, 1)
 
 
 class Probe(NamedTuple):
@@ -39,6 +38,11 @@ class Probe(NamedTuple):
 def is_installed() -> bool:
     """Whether ffmpeg is on PATH."""
     return shutil.which("ffmpeg") is not None
+
+
+def can_probe() -> bool:
+    """Whether ffprobe is on PATH."""
+    return shutil.which("ffprobe") is not None
 
 
 def probe(path: str) -> Probe:
@@ -67,7 +71,7 @@ def probe(path: str) -> Probe:
         return Probe()
 
 
-def decode(path: str, *, name: str, block_s: float) -> Iterator[Samples]:
+def decode(path: str, *, name: str, block_s: float, channels: int | None = None) -> Iterator[Samples]:
     """Yield the sound of `path`: (n,) float32, mono, 16 kHz, n = block_s at most.
 
     Closing the iterator early kills ffmpeg.
@@ -76,16 +80,18 @@ def decode(path: str, *, name: str, block_s: float) -> Iterator[Samples]:
         path: any file name, one that begins with `-` or holds `:` included.
         name: what error messages call the file.
         block_s: seconds in a block; only the last is shorter.
+        channels: yield (n, channels) instead.
 
     Raises:
         AudioError: no audio track, not audio, damaged, or nothing came for STALL_S seconds. Blocks
             from before the damage are yielded first.
     """
-    decoder = PcmDecoder(_FORMAT)
-    n_block_bytes = _FORMAT.n_frame_bytes * max(1, round(block_s * SAMPLE_RATE))
+    pcm_format = PcmFormat("f32le", SAMPLE_RATE, channels or 1)
+    decoder = PcmDecoder(pcm_format, split=channels is not None)
+    n_block_bytes = pcm_format.n_frame_bytes * max(1, round(block_s * SAMPLE_RATE))
     n_samples = 0
     sound, log = bytearray(), bytearray()
-    output = ("-vn", "-f", _FORMAT.encoding, "-ar", str(_FORMAT.rate), "-ac", "1", "pipe:1")
+    output = ("-vn", "-f", pcm_format.encoding, "-ar", str(SAMPLE_RATE), "-ac", str(pcm_format.channels), "pipe:1")
     with (
         subprocess.Popen(
             ["ffmpeg", "-nostdin", *_INPUT, f"file:{path}", *output],

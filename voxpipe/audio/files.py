@@ -1,4 +1,4 @@
-"""Audio files of any kind -> blocks of mono 16 kHz samples, never a whole file in memory.
+"""Audio files of any kind -> blocks of 16 kHz samples, mono or of every channel, never a whole file in memory.
 
 `sndfile` reads what libsndfile can (wav flac ogg opus mp3 aiff ...), `ffmpeg`, where it is
 installed, the rest; here it is decided which, and what is no audio file at all. This module knows
@@ -22,6 +22,7 @@ from voxpipe.errors import AudioError, InputError, UnavailableError
 BLOCK_S = 10.0
 N_WAV_BYTES = 1 << 18  # read at a time from a WAV whose header was never completed
 HEADERLESS_SUFFIXES = (".raw", ".pcm", ".s16", ".s16le", ".f32", ".f32le")
+MAX_SPLIT_CHANNELS = 16  # each is a transcript of its own, with caches of its own
 SNDFILE_CONTAINERS = ("WAV", "FLAC", "Ogg", "MP3", "AIFF", "AU", "CAF", "Wave64")
 
 
@@ -40,6 +41,11 @@ class AudioInfo:
     duration_s: float | None = None
 
 
+def display_name(path: str) -> str:
+    """What messages call a file: its path, on one line and in UTF-8 whatever it holds."""
+    return path if path.isprintable() else repr(path)
+
+
 def read_blocks(path: str | os.PathLike[str], *, block_s: float = BLOCK_S) -> Iterator[Samples]:
     """Open `path`, yield its sound as `AudioFile.blocks` does, and close it.
 
@@ -52,18 +58,25 @@ def read_blocks(path: str | os.PathLike[str], *, block_s: float = BLOCK_S) -> It
 class AudioFile:
     """An open audio file: `info` describes it, `blocks` reads it, once.
 
+    Args:
+        split: keep the channels apart.
+
+    Attributes:
+        status: of the file when it was opened (`os.stat`).
+
     Raises:
         InputError: no such file, not readable, or not a regular file.
         AudioError: empty, text, damaged, or of a rate that cannot be used.
         UnavailableError: reading it takes ffmpeg, and there is none on PATH.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, split: bool = False) -> None:
         self.path = os.fspath(path)
-        self._name = self.path if self.path.isprintable() else repr(self.path)
+        self._name = display_name(self.path)
+        self._split = split
         self._blocks: Iterator[Samples] | None = None
         self._sound: sndfile.SequentialFile | None = None
-        self._check_is_file()
+        self.status = self._check_is_file()
         kind = self._sniff()
         try:
             self._sound = sndfile.SequentialFile(self._open())
@@ -85,24 +98,27 @@ class AudioFile:
             self.info = replace(self.info, duration_s=None)
 
     def blocks(self, *, block_s: float = BLOCK_S) -> Iterator[Samples]:
-        """Yield the sound as (n,) float32 blocks, mono, 16 kHz, of about `block_s` seconds.
+        """Yield the sound as (n,) float32 blocks, mono, 16 kHz, of about `block_s` seconds; (n, channels) if split.
 
         No block is empty; a file with a header and no samples yields none. Of a damaged file the
         good part is yielded before the error.
 
         Raises:
-            AudioError: the file is damaged, or has no audio track.
+            AudioError: the file is damaged, has no audio track, or has channels that cannot be kept apart.
         """
         if self._blocks is not None:
             raise RuntimeError("blocks() reads a file once")
         if block_s <= 0:
             raise ValueError(f"block_s must be positive, not {block_s}")
+        if self._split:
+            self._check_can_be_split()
         if self._is_open_wav:
             self._blocks = self._read_open_wav()
         elif self._sound is not None:
-            self._blocks = sndfile.decode(self._sound, name=self._name, block_s=block_s)
+            self._blocks = sndfile.decode(self._sound, name=self._name, block_s=block_s, split=self._split)
         else:
-            self._blocks = ffmpeg.decode(self.path, name=self._name, block_s=block_s)
+            channels = self.info.channels if self._split else None
+            self._blocks = ffmpeg.decode(self.path, name=self._name, block_s=block_s, channels=channels)
         return self._blocks
 
     def close(self) -> None:
@@ -123,7 +139,7 @@ class AudioFile:
     ) -> None:
         self.close()
 
-    def _check_is_file(self) -> None:
+    def _check_is_file(self) -> os.stat_result:
         try:
             status = os.stat(self.path)  # before open, which would end a FIFO's writer
         except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
@@ -137,6 +153,23 @@ class AudioFile:
             raise InputError(f"{self._name}: is not a regular file")
         if status.st_size == 0:
             raise AudioError(f"{self._name}: is empty (0 bytes)")
+        return status
+
+    def _check_can_be_split(self) -> None:
+        reason = None
+        if self._is_open_wav:
+            reason = "its header was never completed (`ffmpeg -i FILE -c copy NEW.wav` mends it)"
+        elif self.info.channels is None:
+            if not ffmpeg.can_probe():
+                raise UnavailableError(
+                    f"{self._name}: finding out how many channels it has takes ffprobe, which is not on PATH; install "
+                    "it with `apt install ffmpeg` or `brew install ffmpeg`, or use `--channels mix`"
+                )
+            return  # ffprobe found no sound; ffmpeg says why
+        elif self.info.channels > MAX_SPLIT_CHANNELS:
+            reason = f"it has {self.info.channels} of them, and {MAX_SPLIT_CHANNELS} are the most"
+        if reason is not None:
+            raise AudioError(f"{self._name}: its channels cannot be kept apart: {reason}; or use `--channels mix`")
 
     def _open(self) -> int:
         try:
@@ -146,7 +179,11 @@ class AudioFile:
 
     def _sniff(self) -> str:
         with open(self._open(), "rb") as file:
-            kind = sniff(file.read(MAX_HEAD_BYTES), at_end=True)
+            try:
+                head = file.read(MAX_HEAD_BYTES)
+            except OSError as exc:
+                raise InputError(f"{self._name}: {_system_reason(exc)}") from exc
+        kind = sniff(head, at_end=True)
         assert kind is not None  # at the end it always decides
         return kind
 
@@ -187,6 +224,8 @@ class AudioFile:
             tail = decoder.finish()
         except AudioError as exc:
             raise AudioError(f"{self._name}: {exc}") from exc
+        except OSError as exc:  # of a disc or a network share
+            raise InputError(f"{self._name}: {_system_reason(exc)}") from exc
         if len(tail):
             yield tail
 

@@ -90,8 +90,10 @@ class PcmDecoder:
     a recording that goes beyond +-1 keeps its shape.
     """
 
-    def __init__(self, pcm_format: PcmFormat) -> None:
+    def __init__(self, pcm_format: PcmFormat, *, split: bool = False) -> None:
+        """Make a decoder; with `split` it keeps the channels apart and returns (n, channels) samples."""
         self.format = pcm_format
+        self._split = split
         self._residual = b""  # less than one frame
 
     @property
@@ -105,9 +107,11 @@ class PcmDecoder:
         n_whole_bytes = len(data) - len(data) % self.format.n_frame_bytes
         self._residual = data[n_whole_bytes:]
         if not n_whole_bytes:
-            return EMPTY
+            return np.zeros((0, self.format.channels), np.float32) if self._split else EMPTY
         frames = _decode(data[:n_whole_bytes], self.format.encoding)
         frames = frames.reshape(-1, self.format.channels)  # (n, channels)
+        if self._split:
+            return frames
         if self.format.channels == 1:
             return frames[:, 0]
         return to_mono(frames)

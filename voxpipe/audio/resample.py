@@ -1,8 +1,7 @@
 """Resampling to the model's 16 kHz, as a stream.
 
 The filter's state lives in the object, so a signal pushed in pieces of any size gives, sample for
-sample, what it gives in one piece. This module knows nothing of bytes, files or channels: mono
-float32 in, mono float32 out.
+sample, what it gives in one piece. This module knows nothing of bytes or files: float32 in, float32 out.
 
 Source: libsoxr through python-soxr, quality HQ (linear phase, 20 bits).
 """
@@ -64,3 +63,29 @@ class Resampler:
             tail = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
         self._finished = True
         return tail
+
+
+class MultiResampler:
+    """As Resampler, for (n, channels) samples: each channel as if it were alone."""
+
+    def __init__(self, rate: int, channels: int) -> None:
+        """Make the filters.
+
+        Raises:
+            AudioError: as Resampler's.
+        """
+        self._resamplers = [Resampler(rate) for _ in range(channels)]
+
+    def push(self, frames: Samples) -> Samples:
+        """Take (n, channels) samples and return the (m, channels) at 16 kHz that they complete."""
+        columns = zip(self._resamplers, frames.T, strict=True)
+        return _side_by_side([one.push(np.ascontiguousarray(column)) for one, column in columns])
+
+    def finish(self) -> Samples:
+        """Return the (m, channels) samples that the filters still held."""
+        return _side_by_side([one.finish() for one in self._resamplers])
+
+
+def _side_by_side(columns: list[Samples]) -> Samples:
+    """One column needs no copy."""
+    return columns[0][:, None] if len(columns) == 1 else np.stack(columns, axis=1)

@@ -1,4 +1,4 @@
-"""libsndfile as a decoder: an open file -> blocks of mono 16 kHz samples.
+"""libsndfile as a decoder: an open file -> blocks of 16 kHz samples, mono or of every channel.
 
 Reads forwards only, in small steps, and gives up a damaged file only after its good part. This
 module knows nothing of paths and of what libsndfile cannot open.
@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from voxpipe.audio.pcm import make_finite, to_mono
-from voxpipe.audio.resample import Resampler, Samples
+from voxpipe.audio.resample import MultiResampler, Samples
 from voxpipe.errors import AudioError
 
 logger = logging.getLogger(__name__)
@@ -74,13 +74,14 @@ def explain(error: soundfile.LibsndfileError) -> str:
     return str(error.error_string).removeprefix("Error : ").rstrip(".")
 
 
-def decode(sound: SequentialFile, *, name: str, block_s: float) -> Iterator[Samples]:
+def decode(sound: SequentialFile, *, name: str, block_s: float, split: bool = False) -> Iterator[Samples]:
     """Yield the sound: (n,) float32, mono, 16 kHz, about `block_s` seconds each, never empty.
 
     Args:
         sound: not yet read; it stays the caller's to close.
         name: what messages call the file.
         block_s: seconds in a block.
+        split: yield (n, channels) instead.
 
     Raises:
         AudioError: a rate that cannot be used, or damage, with the position in seconds, after the
@@ -90,7 +91,12 @@ def decode(sound: SequentialFile, *, name: str, block_s: float) -> Iterator[Samp
     part: SequentialFile | None = sound
     while part is not None:
         try:
-            part_s, damage = yield from _decode_part(part, name=name, block_s=block_s)
+            if split and part.channels != sound.channels:
+                raise AudioError(
+                    f"{name}: goes from {sound.channels} to {part.channels} channels at {end_s:.1f} s, so they cannot "
+                    "be kept apart; mix them with `--channels mix`"
+                )
+            part_s, damage = yield from _decode_part(part, name=name, block_s=block_s, split=split)
             end_s += part_s
             rest = None if damage else part.open_rest()
         finally:
@@ -108,12 +114,12 @@ def decode(sound: SequentialFile, *, name: str, block_s: float) -> Iterator[Samp
 
 
 def _decode_part(
-    sound: SequentialFile, *, name: str, block_s: float
+    sound: SequentialFile, *, name: str, block_s: float, split: bool
 ) -> Generator[Samples, None, tuple[float, soundfile.LibsndfileError | None]]:
     """Yield blocks to the end or to the damage; return the seconds read and the damage."""
     rate, n_channels = sound.samplerate, sound.channels
     try:
-        resampler = Resampler(rate)
+        resampler = MultiResampler(rate, n_channels if split else 1)
     except AudioError as exc:
         raise AudioError(f"{name}: {exc}") from exc
     n_block_frames = max(1, min(round(block_s * rate), MAX_BLOCK_SAMPLES // n_channels))
@@ -133,10 +139,11 @@ def _decode_part(
                 break
             n_filled += n_step
         n_read_frames += n_filled
-        block = resampler.push(to_mono(make_finite(frames[:n_filled])))
+        finite = make_finite(frames[:n_filled])
+        block = resampler.push(finite if split else to_mono(finite)[:, None])
         if len(block):
-            yield block
+            yield block if split else block[:, 0]
     tail = resampler.finish()
     if len(tail):
-        yield tail
+        yield tail if split else tail[:, 0]
     return n_read_frames / rate, damage

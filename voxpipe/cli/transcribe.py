@@ -1,19 +1,46 @@
-"""`voxpipe transcribe`: files in, text or JSON lines out."""
+"""`voxpipe transcribe`: files in, text, captions or JSON out."""
 
+import glob
+import io
 import logging
+import os
+import signal
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from voxpipe.cli.options import load_model, model_options
-from voxpipe.errors import EX_OK, VoxpipeError
-from voxpipe.output.events import JsonLines, StreamEvents
+from voxpipe.errors import EX_OK, UsageError, VoxpipeError
+from voxpipe.output.events import JsonLines
+from voxpipe.output.formats import FORMATS, Events, Format
+from voxpipe.output.results import Source, check_directory, make_directory, output_stems
 
 if TYPE_CHECKING:
+    from voxpipe.runtime.files import Progress
+    from voxpipe.runtime.jobs import FileJob
     from voxpipe.runtime.transcriber import Transcriber
 
 log = logging.getLogger(__name__)
+
+STDOUT = "-"
+ONE_AT_A_TIME = ("srt", "vtt")  # two of them behind each other are not a third
+
+
+class Formats(click.ParamType[tuple[str, ...]]):
+    """Names of formats, with commas between them."""
+
+    name = "formats"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names = tuple(name.strip().lower() for name in value.split(",")) if isinstance(value, str) else tuple(value)
+        for name in names:
+            if name not in FORMATS:
+                self.fail(f"there is no format {name!r}; choose from {', '.join(FORMATS)}", param, ctx)
+        return names
 
 
 @click.command()
@@ -21,71 +48,358 @@ log = logging.getLogger(__name__)
 @click.option(
     "-f",
     "--format",
-    "output_format",
-    type=click.Choice(["txt", "jsonl"]),
-    default="txt",
+    "formats",
+    type=Formats(),
+    metavar="FORMAT[,FORMAT]...",
+    multiple=True,
+    default=("txt",),
+    help="txt (a line per pause), srt, vtt, json (words with times), jsonl (the events of `listen`). [default: txt]",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR|-",
+    default=STDOUT,
     show_default=True,
-    help="Plain text, a line per pause, or the events of `listen`.",
+    help="Folder for one file per FILE and format; - is stdout.",
+)
+@click.option("--force", is_flag=True, help="Replace outputs that are there already.")
+@click.option("--skip-existing", is_flag=True, help="Leave outputs that are there already, and make the others.")
+@click.option(
+    "--channels",
+    type=click.Choice(["mix", "split"]),
+    default="mix",
+    show_default=True,
+    help="Mix them down, or make a transcript of each: NAME.ch1.txt, NAME.ch2.txt.",
+)
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Files decoded at once, as one batch; each needs memory for its caches.",
 )
 @model_options
 def transcribe(
-    files: tuple[str, ...], output_format: str, delay_ms: int | None, dtype: str | None, model: str | None
+    files: tuple[str, ...],
+    formats: tuple[tuple[str, ...], ...],
+    output: str,
+    force: bool,
+    skip_existing: bool,
+    channels: str,
+    jobs: int,
+    delay_ms: int | None,
+    dtype: str | None,
+    model: str | None,
 ) -> int:
-    """Transcribe audio FILEs to stdout, each as it is read: wav, flac, ogg, opus, mp3, and with ffmpeg all others.
+    """Transcribe audio FILEs: wav, flac, ogg, opus, mp3, and with ffmpeg all others, video included.
 
-    A file that cannot be read is named on stderr and the next one follows; the exit status is that of the first failure.
+    A FILE may be a quoted pattern such as 'talks/**/*.wav', whose folders are kept below DIR. On stdout, text comes in the
+    order of the files. A file that cannot be read is named on stderr and the others follow; the exit status is that of the
+    first failure. Ctrl-C keeps the files that are finished.
     """
-    transcriber = load_model(model, dtype)
-    if output_format == "jsonl":
-        lines = JsonLines(sys.stdout.buffer)
-        lines.ready(model=transcriber.name, delay_ms=delay_ms or transcriber.config.transcription_delay_ms)
-    status = EX_OK
-    for path in files:
+    names = tuple(dict.fromkeys(name for group in formats for name in group))
+    if force and skip_existing:
+        raise UsageError("--force and --skip-existing contradict each other")
+    sources = find_sources(files)
+    is_split = channels == "split"
+    if output == STDOUT:
+        _check_stdout(names, n_transcripts=2 if is_split else len(sources))
+        jobs_to_do = _jobs_to_stdout(sources, is_split=is_split)
+    else:
+        check_directory(output)
+        jobs_to_do = _jobs_to_files(sources, output, names, is_split=is_split, replace=force, skip=skip_existing)
+        make_directory(output)
+    if not jobs_to_do:
+        return EX_OK
+    try:
+        with Interrupts() as interrupts:
+            transcriber = load_model(model, dtype)
+            return _run(jobs_to_do, transcriber, names[0], output, delay_ms, min(jobs, len(jobs_to_do)), interrupts)
+    except Interrupted as exc:  # while the model was loaded
+        log.error("interrupted; 0 of %d files are finished", len(jobs_to_do))
+        return 128 + exc.number
+
+
+def _run(
+    jobs: "list[FileJob]",
+    transcriber: "Transcriber",
+    format: str,
+    output: str,
+    delay_ms: int | None,
+    n_at_once: int,
+    interrupts: "Interrupts",
+) -> int:
+    from voxpipe.runtime.files import transcribe_together
+    from voxpipe.runtime.jobs import FileResults
+
+    how: dict[str, Any] = {
+        "model": transcriber.name,
+        "delay_ms": delay_ms or transcriber.config.transcription_delay_ms,
+    }
+    results: list[Results]
+    if output != STDOUT:
+        results = [FileResults(job, **how) for job in jobs]
+    elif format == "jsonl":
+        JsonLines(sys.stdout.buffer).ready(**how)
+        results = [EventResults(job, **how) for job in jobs]
+    else:
+        turns = Turns(len(jobs))
+        results = [StdoutResults(job, turns, n, format, **how) for n, job in enumerate(jobs)]
+    shows_bar = sys.stderr.isatty() and (output != STDOUT or not sys.stdout.isatty())
+    recordings = (job.blocks() for job in jobs)
+    progress = transcribe_together(recordings, transcriber, jobs=n_at_once, delay_ms=delay_ms)
+    return carry(progress, jobs, results, interrupts, shows_bar=shows_bar)
+
+
+class Results(Protocol):
+    """What becomes of one file's transcripts."""
+
+    def add(self, progress: "Progress") -> VoxpipeError | None:
+        """Take what has come; return what went wrong with a transcript that has ended."""
+
+    def discard(self) -> None:
+        """Give up what is unfinished."""
+
+
+def carry(
+    turns: Generator["Progress", None, None],
+    jobs: "list[FileJob]",
+    results: Sequence[Results],
+    interrupts: "Interrupts",
+    *,
+    shows_bar: bool,
+) -> int:
+    """Carry progress to the results until all is done or a signal comes; return the exit status."""
+    from voxpipe.cli.progress import Estimate, progress_bar
+
+    estimate = Estimate([_size(job.path) for job in jobs])
+    errors: dict[int, VoxpipeError] = {}
+    n_ended = [0] * len(jobs)
+    n_finished = 0
+    try:
+        with closing(turns), progress_bar(estimate, len(jobs), shown=shows_bar) as bar:
+            for progress in turns:
+                index, job = progress.index, jobs[progress.index]
+                with interrupts.held_back():  # so that a file's outputs get their names together, and are counted
+                    error = results[index].add(progress)
+                    n_ended[index] += progress.is_last
+                    has_ended = progress.is_last and n_ended[index] >= progress.n_channels
+                    if error is not None and index not in errors:
+                        errors[index] = error
+                        log.error("%s", job.explain(error))
+                    n_finished += has_ended and index not in errors
+                estimate.open(index, None if job.info is None else job.info.duration_s)
+                estimate.read(index, progress.audio_s)
+                if has_ended:
+                    estimate.end(index)
+                bar.draw()
+    except Interrupted as exc:
+        log.error("interrupted; %d of %d files are finished", n_finished, len(jobs))
+        return 128 + exc.number
+    finally:
+        for result in results:
+            result.discard()
+    return errors[min(errors)].status if errors else EX_OK
+
+
+def find_sources(arguments: Sequence[str]) -> list[Source]:
+    """Expand the patterns that no shell has expanded: an argument that is no file but matches some."""
+    sources: list[Source] = []
+    for argument in arguments:
+        matches: list[str] = []
+        if glob.has_magic(argument) and not os.path.lexists(argument):
+            matches = sorted(path for path in glob.iglob(argument, recursive=True) if not os.path.isdir(path))
+        root = _fixed_part(argument)
+        sources += [Source(path, os.path.relpath(path, root)) for path in matches] or [Source.alone(argument)]
+    return sources
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder in which all matches of a pattern lie."""
+    folder = os.path.dirname(pattern)
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder)
+    return folder or os.curdir
+
+
+def _check_stdout(formats: tuple[str, ...], *, n_transcripts: int) -> None:
+    if len(formats) > 1:
+        raise UsageError("stdout takes one format; name a folder with `-o DIR` for several")
+    if n_transcripts > 1 and formats[0] in ONE_AT_A_TIME:
+        raise UsageError(f"stdout takes one {formats[0]}; name a folder with `-o DIR` for several")
+
+
+def _jobs_to_stdout(sources: list[Source], *, is_split: bool) -> "list[FileJob]":
+    from voxpipe.runtime.jobs import FileJob
+
+    return [FileJob(source.path, is_split=is_split) for source in sources]
+
+
+def _jobs_to_files(
+    sources: list[Source], directory: str, formats: tuple[str, ...], *, is_split: bool, replace: bool, skip: bool
+) -> "list[FileJob]":
+    """What is to be made in a folder, less what is there already if it is to be skipped."""
+    from voxpipe.runtime.jobs import FileJob
+
+    sources = list(dict.fromkeys(sources))
+    protected = {os.path.realpath(source.path) for source in sources}
+    stems = output_stems(sources, directory)
+    jobs = []
+    for source, stem in zip(sources, stems, strict=True):
+        job = FileJob(source.path, formats, stem=stem, is_split=is_split, replace=replace, protected=protected)
+        if skip:
+            job.formats = tuple(name for name, path in job.paths().items() if not os.path.lexists(path))
+        if job.formats:
+            jobs.append(job)
+    if len(jobs) < len(sources):
+        log.warning("%d of %d files are skipped: their outputs are there", len(sources) - len(jobs), len(sources))
+    return jobs
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # it will be named when its turn comes
+        return 0
+
+
+class Turns:
+    """Lets several files write to stdout in their order; those whose turn it is not are held back."""
+
+    def __init__(self, n_files: int) -> None:
+        self._held: list[bytearray] = [bytearray() for _ in range(n_files)]
+        self._ended = [False] * n_files
+        self._current = 0
+
+    def write(self, index: int, data: bytes, *, is_last: bool) -> None:
+        """Take what file `index` has to say and write what may be written."""
+        self._held[index] += data
+        self._ended[index] |= is_last
+        while self._current < len(self._held):
+            held = self._held[self._current]
+            if held:
+                sys.stdout.buffer.write(held)
+                sys.stdout.buffer.flush()
+                held.clear()
+            if not self._ended[self._current]:
+                return
+            self._current += 1
+
+
+class StdoutResults:
+    """The transcripts of one file for stdout, one channel after the other."""
+
+    def __init__(self, job: "FileJob", turns: Turns, index: int, format: str, **how: Any) -> None:
+        self._job = job
+        self._turns = turns
+        self._index = index
+        self._format = format
+        self._how = how
+        self._channels: list[io.BytesIO] = []
+        self._formats: list[Format] = []
+        self._n_ended = 0
+
+    def add(self, progress: "Progress") -> VoxpipeError | None:
+        """Write what is known of the first channel, and the others when all have ended."""
+        for channel in range(len(self._formats), progress.n_channels):
+            self._channels.append(io.BytesIO())
+            self._formats.append(FORMATS[self._format](self._channels[-1], self._job.heading(channel, **self._how)))
+        if progress.n_channels:
+            _put(progress, self._formats[progress.channel], self._job)
+        self._n_ended += progress.is_last
+        has_ended = self._n_ended >= max(1, progress.n_channels)
+        written = b"".join(map(_drain, self._channels if has_ended else self._channels[:1]))
+        self._turns.write(self._index, written, is_last=has_ended)
+        return progress.error
+
+    def discard(self) -> None:
+        """What was written is written."""
+
+
+class EventResults:
+    """The events of one file for stdout, written at once: they say which file they are about."""
+
+    def __init__(self, job: "FileJob", **how: Any) -> None:
+        self._job = job
+        self._how = how
+        self._open: dict[int, Events] = {}
+        self._audio_s = 0.0
+
+    def add(self, progress: "Progress") -> VoxpipeError | None:
+        channel = progress.channel
+        if channel not in self._open:
+            heading = self._job.heading(channel, **self._how)
+            self._open[channel] = Events(sys.stdout.buffer, heading, is_alone=False)
+        self._audio_s = progress.audio_s
+        _put(progress, self._open[channel], self._job)
+        if progress.is_last:
+            del self._open[channel]
+        return progress.error
+
+    def discard(self) -> None:
+        for events in self._open.values():
+            events.stop(audio_s=self._audio_s)
+        self._open.clear()
+
+
+def _put(progress: "Progress", format: Format, job: "FileJob") -> None:
+    format.add(progress.deltas)
+    if progress.error is not None:
+        format.fail(progress.error.code, job.explain(progress.error), audio_s=progress.audio_s)
+    elif progress.is_last:
+        format.finish(job.facts(progress.audio_s), truncated=progress.truncated)
+
+
+def _drain(buffer: io.BytesIO) -> bytes:
+    """Take what has been written to a buffer."""
+    data = buffer.getvalue()
+    buffer.seek(0)
+    buffer.truncate()
+    return data
+
+
+class Interrupted(BaseException):
+    """A signal asks for the end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Interrupts:
+    """Makes SIGINT and SIGTERM raise Interrupted while the block lasts; the second of them acts as it does anywhere."""
+
+    def __init__(self) -> None:
+        self._is_held_back = False
+        self._pending: int | None = None
+
+    def __enter__(self) -> "Interrupts":
+        heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]  # as `&` has it
+        self._previous = {number: signal.signal(number, self._on_signal) for number in heeded}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Let a signal wait until the block has ended."""
+        self._is_held_back = True
         try:
-            if output_format == "jsonl":
-                _write_events(transcriber, path, delay_ms, lines)
-            else:
-                _write_text(transcriber, path, delay_ms)
-        except VoxpipeError as exc:
-            message = str(exc) if path in str(exc) else f"{path}: {exc}"
-            log.error("%s", message)
-            status = status or exc.status
-    return status
+            yield
+        finally:
+            self._is_held_back = False
+        if self._pending is not None:
+            raise Interrupted(self._pending)
 
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        self._pending = number
+        if not self._is_held_back:
+            raise Interrupted(number)
 
-def _write_text(transcriber: "Transcriber", path: str, delay_ms: int | None) -> None:
-    from voxpipe.output.transcript import SEGMENT_PAUSE_S
-
-    end: float | None = None
-    try:
-        for delta in transcriber.generate(path, stream=True, transcription_delay_ms=delay_ms):
-            is_pause = end is not None and delta.start - end >= SEGMENT_PAUSE_S
-            text = delta.lstrip() if end is None or is_pause else str(delta)
-            _write_out(("\n" if is_pause else "") + text)
-            end = delta.end
-    finally:
-        if end is not None:
-            _write_out("\n")
-
-
-def _write_out(text: str) -> None:
-    sys.stdout.buffer.write(text.encode())
-    sys.stdout.buffer.flush()
-
-
-def _write_events(transcriber: "Transcriber", path: str, delay_ms: int | None, lines: JsonLines) -> None:
-    from voxpipe.audio.files import read_blocks
-    from voxpipe.runtime.transcriber import transcribe as deltas_of
-
-    session = transcriber.create_streaming_session(transcription_delay_ms=delay_ms)
-    events = StreamEvents(lines, stream=path, source=path)
-    reason = "error"
-    try:
-        for delta in deltas_of(read_blocks(path), session):
-            events.delta(delta)
-        reason = "eof"
-    except VoxpipeError as exc:
-        events.error(exc.code, str(exc))
-        raise
-    finally:
-        events.done(reason=reason, audio_s=session.audio_s, truncated=session.truncated)
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
