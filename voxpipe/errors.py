@@ -84,5 +84,5 @@ class ConfigError(VoxpipeError, ValueError):
 
 def status_of(code: str) -> int:
     """The exit status of the `error` event with this code."""
-    kinds = [VoxpipeError, *VoxpipeError.__subclasses__()]
+    kinds: list[type[VoxpipeError]] = [VoxpipeError, *VoxpipeError.__subclasses__()]
     return next((kind.status for kind in kinds if kind.code == code), EX_SOFTWARE)

@@ -10,9 +10,11 @@ import click
 
 from voxpipe import __version__
 from voxpipe.cli.bench import bench
+from voxpipe.cli.doctor import doctor
 from voxpipe.cli.listen import listen
 from voxpipe.cli.models import convert, pull
 from voxpipe.cli.serve import serve, status
+from voxpipe.cli.service import service
 from voxpipe.cli.transcribe import transcribe
 from voxpipe.errors import EX_IOERR, EX_OK, EX_USAGE, VoxpipeError
 from voxpipe.output.events import silence_output
@@ -41,6 +43,8 @@ class DefaultToListen(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own_options = {"--help", "-h", "--version"}
+        if not args and ctx.resilient_parsing:  # the shell completes the first word
+            return super().parse_args(ctx, args)
         if not args and sys.stdin is not None and sys.stdin.isatty():
             args = ["--help"]
         elif not args or (args[0] not in own_options and self._is_for_listen(args[0])):
@@ -74,6 +78,8 @@ cli.add_command(listen)
 cli.add_command(transcribe)
 cli.add_command(serve)
 cli.add_command(status)
+cli.add_command(service)
+cli.add_command(doctor)
 cli.add_command(pull)
 cli.add_command(convert)
 cli.add_command(bench)

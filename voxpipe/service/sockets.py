@@ -132,7 +132,7 @@ class SocketServer:
         ended = asyncio.Event()
         lines = JsonLines(cast(BinaryIO, Outbox(self._events, writer, on_stuck=lambda: _cut_off(writer, name))))
         try:
-            if not _is_same_user(writer):
+            if not _is_welcome(writer):
                 return
             self._clients.add(task)
             try:
@@ -263,13 +263,20 @@ def _cut_off(writer: asyncio.StreamWriter, name: str) -> None:
     writer.transport.abort()
 
 
-def _is_same_user(writer: asyncio.StreamWriter) -> bool:
-    """Whether the peer is root or whoever runs us; the socket's mode says so already where it is obeyed."""
+def _is_welcome(writer: asyncio.StreamWriter) -> bool:
+    """Whether the peer is root or whoever runs us, or the socket's mode lets others in.
+
+    The kernel has looked at the mode already where it is obeyed; on some systems it is not.
+    """
     peer = writer.get_extra_info("socket")
-    if sys.platform == "linux":
-        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return uid in (0, os.getuid())
-    return True
+    if sys.platform != "linux":
+        return True
+    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid in (0, os.getuid()):
+        return True
+    with suppress(OSError):
+        return bool(os.stat(peer.getsockname()).st_mode & 0o066)
+    return False
 
 
 def bind(path: Path, mode: int = 0o600) -> socket.socket:
