@@ -3,7 +3,8 @@
 A step multiplies a few rows by a large matrix, and OpenBLAS's general sgemm then spends most of its time copying the
 matrix into its own order. For small products it has kernels that read it where it lies; so the weights are kept in blocks
 of 64 outputs, each a small product. One row by 9216 x 3072 took 24 ms as one product on one core, 14 on two, and takes 6
-in blocks; four rows take no longer than one.
+in blocks; four rows take no longer than one. More rows than a small product allows are multiplied in equal parts, block by
+block, while the block is in the cache: eight rows by 5120 x 3072 took 9.9 ms together and take 4.7 in fours.
 
 A large matrix is read by two cores, each its half: a stream of MLX's CPU backend is a thread that sleeps while it waits.
 """
@@ -12,7 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 SPLIT_BYTES = 4 << 20  # below it, waking the second thread costs more than it saves
-BLOCK = 64  # outputs: up to four rows of 3072 stay below the small kernels' limit of a million multiplications
+BLOCK = 64  # outputs: up to four rows of 3072 stay below
+SMALL_PRODUCT = 1_000_000  # multiplications, OpenBLAS's limit for its small kernels
+ROWS_AT_ONCE = 4  # those kernels take rows by fours
 
 
 def use_blocks(network: nn.Module, second: mx.Stream) -> None:
@@ -56,14 +59,31 @@ class Blocked(nn.Module):
 
     def multiply(self, x: mx.array) -> mx.array:
         """(..., n_inputs) -> (..., n_outputs)."""
-        rows = x.reshape(1, -1, x.shape[-1])
+        n_rows = x.size // x.shape[-1]
+        n_together = _rows_together(n_rows, x.shape[-1])
+        rows = x.reshape(n_rows, -1)
+        if n_rows % n_together:
+            rows = mx.concatenate([rows, mx.zeros((n_together - n_rows % n_together, x.shape[-1]), x.dtype)])
+        parts = rows.reshape(1, -1, n_together, x.shape[-1])
+        weight = self.weight[:, None]
         if self._second is None:
-            blocks = rows @ self.weight  # (n_outputs / 64, n_rows, 64)
+            blocks = parts @ weight  # (n_outputs / 64, n_parts, n_together, 64)
         else:
-            half = self.weight.shape[0] // 2
-            behind = mx.matmul(rows, self.weight[half:], stream=self._second)
-            blocks = mx.concatenate([rows @ self.weight[:half], behind])
-        return blocks.swapaxes(0, 1).reshape(*x.shape[:-1], -1)
+            half = weight.shape[0] // 2
+            behind = mx.matmul(parts, weight[half:], stream=self._second)
+            blocks = mx.concatenate([parts @ weight[:half], behind])
+        together = blocks.reshape(blocks.shape[0], -1, BLOCK)[:, :n_rows]
+        return together.swapaxes(0, 1).reshape(*x.shape[:-1], -1)
+
+
+def _rows_together(n_rows: int, n_inputs: int) -> int:
+    """How many rows to multiply at once: all of them in a small product, or else a part of them."""
+    most = SMALL_PRODUCT // (BLOCK * n_inputs)
+    if n_rows <= max(most, ROWS_AT_ONCE):
+        return n_rows
+    most = max(most // ROWS_AT_ONCE, 1) * ROWS_AT_ONCE
+    part = -(-n_rows // -(-n_rows // most))
+    return -(-part // ROWS_AT_ONCE) * ROWS_AT_ONCE
 
 
 class BlockedLinear(Blocked):
