@@ -1,4 +1,4 @@
-"""Write man/: a page for `voxpipe` and one for each command, from what `--help` says.
+"""Write voxpipe/man/: a page for `voxpipe` and one for each command, from what `--help` says.
 
 python -m tests.services.make_man
 """
@@ -10,7 +10,7 @@ from click_man.core import write_man_pages
 
 from voxpipe.cli.main import cli
 
-MAN = Path(__file__).parents[2] / "man"
+MAN = Path(__file__).parents[2] / "voxpipe" / "man"
 
 if __name__ == "__main__":
     for page in MAN.glob("*.1"):

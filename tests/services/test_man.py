@@ -7,7 +7,7 @@ import pytest
 
 from voxpipe.cli.main import cli
 
-MAN = Path(__file__).parents[2] / "man"
+MAN = Path(__file__).parents[2] / "voxpipe" / "man"
 
 
 def commands(name: str, command: click.Command) -> dict[str, click.Command]:
