@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxpipe.audio import AudioDecoder
+from voxpipe.audio.decoder import AudioDecoder
 from voxpipe.audio.pcm import PcmFormat
 from voxpipe.audio.resample import Samples
 from voxpipe.errors import AudioError, UsageError

@@ -4,7 +4,10 @@ import copy
 import json
 import pickle
 
-from voxpipe.output.transcript import Delta, segments
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voxpipe.output.transcript import Delta, SegmentStream, segments
 
 
 def delta(text: str, start: float, end: float) -> Delta:
@@ -43,3 +46,26 @@ def test_a_pause_of_exactly_the_limit_splits() -> None:
 def test_the_pieces_of_one_word_are_never_split() -> None:
     deltas = [delta(" long", 0.0, 3.0), delta("er", 0.0, 3.0), delta("est", 0.0, 3.0)]
     assert [one.text for one in segments(deltas)] == [" longerest"]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 3), st.floats(0, 1)), max_size=20),
+    st.sampled_from([0.08, 0.8, 2.0]),
+    st.lists(st.floats(0, 3), max_size=20),
+)
+def test_segments_that_come_live_are_those_of_the_whole(
+    gaps: list[tuple[float, float]], pause_s: float, waits: list[float]
+) -> None:
+    """Whenever it is said that nothing begins before a second, as long as it is true."""
+    deltas, at = [], 0.0
+    for number, (gap, length) in enumerate(gaps):
+        deltas.append(delta(f" {number}", at + gap, at + gap + length))
+        at += gap + length
+    stream, live = SegmentStream(pause_s), []
+    for number, one in enumerate(deltas):
+        before = deltas[number - 1].end if number else 0.0
+        live.append(stream.settle(min(one.start, before + (waits[number] if number < len(waits) else 0.0))))
+        live.append(stream.push(one))
+    live.append(stream.finish())
+    assert [segment for segment in live if segment is not None] == segments(deltas, pause_s=pause_s)
+    assert stream.finish() is None

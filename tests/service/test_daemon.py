@@ -326,7 +326,11 @@ def test_pipes_come_and_go_with_the_settings_and_streams_stay(tmp_path: Path) ->
             daemon.config.write_text("max_streams = 0\n")
             process.signal(signal.SIGHUP)
             wait_until(lambda: "the settings stay as they were" in process.stderr)
-            # 2. another pipe is opened beside the first
+            # 2. what lasts until the next start is named
+            daemon.config.write_text("delay_ms = 80\n" + good)
+            process.signal(signal.SIGHUP)
+            wait_until(lambda: "delay_ms changes with the next start only" in process.stderr)
+            # 3. another pipe is opened beside the first
             daemon.config.write_text(good + f'[[fifo]]\npath = "{two}"\n')
             process.signal(signal.SIGHUP)
             wait_until(two.exists)
@@ -334,12 +338,12 @@ def test_pipes_come_and_go_with_the_settings_and_streams_stay(tmp_path: Path) ->
                 path.write_bytes(s16le(FUTURE))
                 process.wait_for("done", f"{path.name}#1")
                 assert words(process.text(f"{path.name}#1")) == said(FUTURE)
-            # 3. a pipe that is not named any more is not read any more
+            # 4. a pipe that is not named any more is not read any more
             daemon.config.write_text(good)
             process.signal(signal.SIGHUP)
             wait_until(lambda: not is_read(two))
             assert is_read(one)
-            # 4. the client has noticed nothing
+            # 5. the client has noticed nothing
             client.write(s16le(BEACH)[100_000:])
             client.end_input()
             assert client.end() == EX_OK

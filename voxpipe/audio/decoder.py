@@ -7,13 +7,13 @@ where the bytes come from.
 
 import numpy as np
 
+from voxpipe.audio.encodings import AUTO
 from voxpipe.audio.pcm import DEFAULT_FORMAT, Bytes, PcmFormat, RawDecoder
 from voxpipe.audio.resample import EMPTY, SAMPLE_RATE, Samples
 from voxpipe.audio.sniff import RAW, TEXT, WAV, sniff
 from voxpipe.audio.wav import DECODE_FIRST, WavDecoder
 from voxpipe.errors import AudioError
 
-AUTO = "auto"
 N_QUOTED_BYTES = 32  # of a text that came instead of sound, so that its writer is recognised
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from voxpipe.audio.encodings import DTYPES, ENCODINGS
 from voxpipe.audio.resample import (
     EMPTY,
     MAX_RATE,
@@ -22,23 +23,6 @@ from voxpipe.audio.resample import (
 )
 from voxpipe.errors import UsageError
 
-# encoding -> numpy type of one sample; s24 has none and is widened to s32 first
-_DTYPES = {
-    "s16le": "<i2",
-    "s16be": ">i2",
-    "s24le": "<i4",
-    "s24be": ">i4",
-    "s32le": "<i4",
-    "s32be": ">i4",
-    "f32le": "<f4",
-    "f32be": ">f4",
-    "f64le": "<f8",
-    "f64be": ">f8",
-    "u8": "u1",
-    "mulaw": "u1",
-    "alaw": "u1",
-}
-ENCODINGS = tuple(_DTYPES)
 MAX_CHANNELS = 64
 MAX_MAGNITUDE = 32_768.0  # floats scaled like int16 pass; beyond it, squares overflow downstream
 
@@ -58,7 +42,7 @@ class PcmFormat:
     channels: int = 1
 
     def __post_init__(self) -> None:
-        if self.encoding not in _DTYPES:
+        if self.encoding not in DTYPES:
             raise UsageError(f"unknown sample format {self.encoding!r}: use one of {', '.join(ENCODINGS)}")
         if not MIN_RATE <= self.rate <= MAX_RATE:
             raise UsageError(
@@ -70,7 +54,7 @@ class PcmFormat:
     @property
     def n_sample_bytes(self) -> int:
         """Bytes of one sample of one channel."""
-        return 3 if self.encoding.startswith("s24") else np.dtype(_DTYPES[self.encoding]).itemsize
+        return 3 if self.encoding.startswith("s24") else np.dtype(DTYPES[self.encoding]).itemsize
 
     @property
     def n_frame_bytes(self) -> int:
@@ -158,7 +142,7 @@ def _decode(data: bytes, encoding: str) -> Samples:
         return _COMPANDED[encoding][np.frombuffer(data, np.uint8)]
     if encoding.startswith("s24"):
         data = _widen_24_bits(data, encoding)
-    samples = np.frombuffer(data, _DTYPES[encoding])
+    samples = np.frombuffer(data, DTYPES[encoding])
     if samples.dtype.kind == "f":
         return make_finite(samples)
     full_scale = np.float32(1 << (8 * samples.dtype.itemsize - 1))

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import click
 
-from voxpipe.audio.decoder import AUTO
-from voxpipe.audio.pcm import ENCODINGS
+from voxpipe.audio.encodings import AUTO, ENCODINGS
 from voxpipe.cli.options import load_model, model_options
 from voxpipe.errors import InputError, UnavailableError, UsageError
 from voxpipe.output.events import JsonLines

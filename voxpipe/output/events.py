@@ -9,8 +9,7 @@ import threading
 import time
 from typing import Any, BinaryIO
 
-from voxpipe.output.segments import EndedSegment
-from voxpipe.output.transcript import Delta
+from voxpipe.output.transcript import Delta, Segment
 
 VERSION = 1
 
@@ -51,8 +50,8 @@ class StreamEvents:
         start, end = round(delta.start, 2), round(delta.end, 2)
         self._lines.write("delta", stream=self._stream, seq=self._seq, text=str(delta), start=start, end=end)
 
-    def segment(self, segment: EndedSegment) -> None:
-        """`seq` is that of the segment's last delta."""
+    def segment(self, segment: Segment, reason: str) -> None:
+        """`seq` is that of the segment's last delta, `reason` why it ended: `pause`, `flush` or `end`."""
         self._lines.write(
             "segment",
             stream=self._stream,
@@ -60,7 +59,7 @@ class StreamEvents:
             text=segment.text,
             start=round(segment.start, 2),
             end=round(segment.end, 2),
-            reason=segment.reason,
+            reason=reason,
         )
 
     def heartbeat(self, *, audio_s: float, lag_ms: int) -> None:

@@ -44,14 +44,42 @@ class Segment:
     end: float
 
 
+class SegmentStream:
+    """Splits deltas into segments while they come.
+
+    Args:
+        pause_s: a pause of at least so many seconds between words ends a segment.
+    """
+
+    def __init__(self, pause_s: float = SEGMENT_PAUSE_S) -> None:
+        self._pause_s = pause_s
+        self._deltas: list[Delta] = []
+
+    def push(self, delta: Delta) -> Segment | None:
+        """Take the next delta and return the segment that a pause before it ended, if one did."""
+        ended = self.settle(delta.start)
+        self._deltas.append(delta)
+        return ended
+
+    def settle(self, second: float) -> Segment | None:
+        """Say before which second no further word will begin, and return the segment that has ended so."""
+        if self._deltas and second - self._deltas[-1].end >= self._pause_s:
+            return self.finish()
+        return None
+
+    def finish(self) -> Segment | None:
+        """Return what has come since the last segment, and begin anew."""
+        if not self._deltas:
+            return None
+        deltas, self._deltas = self._deltas, []
+        return Segment("".join(deltas), deltas[0].start, deltas[-1].end)
+
+
 def segments(deltas: Iterable[Delta], *, pause_s: float = SEGMENT_PAUSE_S) -> list[Segment]:
     """Split at every pause of at least `pause_s` seconds between words."""
-    runs: list[list[Delta]] = []
-    for delta in deltas:
-        if not runs or delta.start - runs[-1][-1].end >= pause_s:
-            runs.append([])
-        runs[-1].append(delta)
-    return [Segment("".join(run), run[0].start, run[-1].end) for run in runs]
+    stream = SegmentStream(pause_s)
+    ended = [stream.push(delta) for delta in deltas]
+    return [segment for segment in [*ended, stream.finish()] if segment is not None]
 
 
 @dataclass(frozen=True)

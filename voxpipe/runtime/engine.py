@@ -36,10 +36,10 @@ class Engine:
     def __len__(self) -> int:
         return len(self._live) + len(self._files)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether `add` would refuse another stream."""
-        return len(self) == self._max_streams
+    def check_room(self) -> None:
+        """Raise BusyError if `add` would."""
+        if len(self) == self._max_streams:
+            raise BusyError(f"all {self._max_streams} streams are in use; try again when one has ended")
 
     def add(self, session: StreamingSession, *, live: bool = True) -> None:
         """Let a stream take part until it is done.
@@ -47,8 +47,7 @@ class Engine:
         Raises:
             BusyError: there are `max_streams` already.
         """
-        if self.is_full:
-            raise BusyError(f"all {self._max_streams} streams are in use; try again when one has ended")
+        self.check_room()
         (self._live if live else self._files).append(session)
 
     def remove(self, session: StreamingSession) -> None:

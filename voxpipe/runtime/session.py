@@ -6,7 +6,6 @@ belongs to the one thread that does the model's work. Everything a session keeps
 keeps only if asked to.
 """
 
-import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,7 +25,6 @@ from voxpipe.runtime.words import MAX_WORD_S, WordClock
 if TYPE_CHECKING:
     from voxpipe.runtime.runner import Runner
 
-log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 
 # A model can fall into a rut of blanks over real speech, fed by its own context, for minutes. Pauses in speech reach 165

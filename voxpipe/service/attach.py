@@ -6,21 +6,19 @@ Nothing here loads the model, or even numpy, so a pipe is attached in the time t
 import json
 import logging
 import os
-import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, BinaryIO
 
 from voxpipe.errors import EX_IOERR, EX_OK, EX_UNAVAILABLE, UnavailableError, status_of
-from voxpipe.service.protocol import Header, as_chunk
+from voxpipe.output.events import JsonLines
+from voxpipe.service.protocol import MAX_CHUNK_BYTES, Header, as_chunk
+from voxpipe.service.signals import signals
 
 log = logging.getLogger(__name__)
-
-READ_BYTES = 1 << 16  # a chunk's greatest length, and a pipe's capacity on Linux
 
 
 def connect(path: Path) -> socket.socket | None:
@@ -71,12 +69,13 @@ class Attachment:
         self._header = header
         self._source = source
         self._output = output
+        self._lines = JsonLines(output)
         self._sending = threading.Lock()
         self._stopping = False
 
     def run(self) -> int:
         """Carry the stream to its end and return the exit status that it would have had alone."""
-        with self._signals():
+        with signals(on_stop=self._stop, on_flush=self._flush):
             self._send(self._header.encode())
             threading.Thread(target=self._copy, name="sender", daemon=True).start()
             status = EX_OK
@@ -86,9 +85,10 @@ class Attachment:
                     if event["type"] == "error":
                         log.error("%s", event["message"])
                         status = status or status_of(event["code"])
-                    elif event["type"] == "done" and self._stopping and event["reason"] == "eof":
-                        line = _as_line({**event, "reason": "signal"})
-                    self._write(line)
+                    if event["type"] == "done" and self._stopping and event["reason"] == "eof":
+                        self._lines.write(**{**event, "reason": "signal"})
+                    else:
+                        self._write(line)
                     if event["type"] == "done":
                         return EX_OK if self._stopping else status
         return self._end_alone(status)
@@ -103,14 +103,14 @@ class Attachment:
         """Say what the daemon can say no more."""
         message = "the daemon ended in mid-stream; run the command again, or without it: --daemon never"
         name = self._header.name
-        self._write(_as_line({"type": "error", "stream": name, "code": "unavailable", "message": message}))
-        self._write(_as_line({"type": "done", "stream": name, "reason": "error", "truncated": False}))
+        self._lines.write("error", stream=name, code=UnavailableError.code, message=message)
+        self._lines.write("done", stream=name, reason="error", truncated=False)
         log.error("%s", message)
         return status or EX_UNAVAILABLE
 
     def _copy(self) -> None:
         try:
-            while not self._stopping and (data := os.read(self._source, READ_BYTES)):
+            while not self._stopping and (data := os.read(self._source, MAX_CHUNK_BYTES)):
                 if not self._stopping:
                     self._send(as_chunk(data))
         except OSError as exc:
@@ -130,26 +130,9 @@ class Attachment:
         self._output.write(line)
         self._output.flush()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        handlers: dict[int, Any] = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self._on_stop)
-        handlers[signal.SIGUSR1] = self._on_flush
-        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._stopping:
-            os._exit(128 + number)  # asked twice: now
+    def _stop(self) -> None:
         self._stopping = True
         self._end_sending()
 
-    def _on_flush(self, number: int, frame: FrameType | None) -> None:
+    def _flush(self) -> None:
         self._send(as_chunk(b""))
-
-
-def _as_line(event: dict[str, Any]) -> bytes:
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

@@ -6,14 +6,13 @@ heard, SIGHUP reads the settings again without dropping a stream, SIGUSR1 writes
 
 import logging
 import os
-import signal
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import mlx.core as mx
@@ -28,9 +27,13 @@ from voxpipe.service.loop import StreamLoop
 from voxpipe.service.notify import inherited_descriptors, inherited_pipes, notify, watchdog_s
 from voxpipe.service.reader import Reader
 from voxpipe.service.settings import FifoSettings, Settings
+from voxpipe.service.signals import signals
 from voxpipe.service.sockets import SocketServer, bind
 
 log = logging.getLogger(__name__)
+
+
+LASTING = tuple(field.name for field in fields(Settings) if field.name != "fifo")  # what a reload does not change
 
 
 class Daemon:
@@ -50,7 +53,6 @@ class Daemon:
         self._inherited = inherited_descriptors()
         self._server: SocketServer | None = None
         self._socket_path: Path | None = None
-        self._stopping = False
         self._reloading = False
         self._ready: dict[str, Any] = {}
         self._started_at = time.time()
@@ -62,7 +64,12 @@ class Daemon:
         """Load the model, say that it is ready, serve; return the exit status."""
         listening = self._listening_socket()  # first: who cannot have it need not load anything
         try:
-            with self._signals():
+            with signals(
+                on_stop=self._stop,
+                on_flush=self._loop.flush,
+                on_reload=self._ask_for_reload,
+                wakeup=self._loop.wakeup.descriptor,
+            ):
                 notify(STATUS="loading the model", EXTEND_TIMEOUT_USEC=600_000_000)
                 transcriber = load(self._settings)
                 _warm_up(transcriber)
@@ -99,7 +106,7 @@ class Daemon:
             "model": self._ready.get("model"),
             "delay_ms": self._ready.get("delay_ms"),
             "uptime_s": round(time.time() - self._started_at, 1),
-            "backend": str(mx.default_device()),
+            "backend": mx.default_device().type.name,
             "mlx_bytes": mx.get_active_memory(),
             "max_streams": self._settings.max_streams,
             **self._loop.status(),
@@ -158,7 +165,7 @@ class Daemon:
         notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
         try:
             settings = self._read()
-            for key in ("model", "dtype", "socket", "socket_mode", "max_streams"):
+            for key in LASTING:
                 if getattr(settings, key) != getattr(self._settings, key):
                     log.warning("%s changes with the next start only", key)
             self._open_pipes(settings)
@@ -167,24 +174,7 @@ class Daemon:
             log.error("the settings stay as they were: %s", exc)
         notify(READY=1)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        handlers: dict[int, Any] = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self._on_stop)
-        handlers[signal.SIGUSR1] = lambda number, frame: self._loop.flush()
-        handlers[signal.SIGHUP] = self._on_reload
-        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        previous_descriptor = signal.set_wakeup_fd(self._loop.wakeup.descriptor, warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(previous_descriptor)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._stopping:
-            os._exit(128 + number)  # asked twice: now
-        self._stopping = True
+    def _stop(self) -> None:
         notify(STOPPING=1)
         for reader in self._readers.values():
             reader.stop()
@@ -192,7 +182,7 @@ class Daemon:
             self._server.stop()
         self._loop.stop()
 
-    def _on_reload(self, number: int, frame: FrameType | None) -> None:
+    def _ask_for_reload(self) -> None:
         self._reloading = True
         self._loop.wakeup.set()
 

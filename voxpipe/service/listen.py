@@ -1,21 +1,17 @@
 """`voxpipe listen`: sources named on the command line, events on one output, until they end or a signal says so.
 
-Signals only set a flag and wake the loop, which then decides. Knows nothing of click.
+Knows nothing of click.
 """
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 
 from voxpipe.output.events import JsonLines
 from voxpipe.runtime.transcriber import Transcriber
 from voxpipe.service.loop import StreamLoop
 from voxpipe.service.reader import AudioOptions, Reader
+from voxpipe.service.signals import signals
 from voxpipe.service.stream import StreamOptions
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Listener:
@@ -27,14 +23,13 @@ class Listener:
         self._stream_options = stream_options
         self._lines = lines
         self._loop = StreamLoop()
-        self._stopping = False
         self._readers = [
             Reader(path, name, self._loop, lines, audio_options, stream_options) for path, name in _names(paths)
         ]
 
     def run(self, load: Callable[[], Transcriber]) -> int:
         """Load the model while the sources are already being read, then serve; return the exit status."""
-        with self._signals():
+        with signals(on_stop=self._stop, on_flush=self._loop.flush, wakeup=self._loop.wakeup.descriptor):
             for reader in self._readers:
                 reader.start()
             transcriber = load()
@@ -46,30 +41,10 @@ class Listener:
                 n_expected=len(self._readers),
             )
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Obey signals while the context lasts."""
-        handlers = dict.fromkeys(STOP_SIGNALS, self._on_stop)
-        handlers[signal.SIGUSR1] = self._on_flush
-        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        previous_descriptor = signal.set_wakeup_fd(self._loop.wakeup.descriptor, warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(previous_descriptor)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._stopping:
-            os._exit(128 + number)  # asked twice: now
-        self._stopping = True
+    def _stop(self) -> None:
         for reader in self._readers:
             reader.stop()
         self._loop.stop()
-
-    def _on_flush(self, number: int, frame: FrameType | None) -> None:
-        self._loop.flush()
 
 
 def _names(paths: list[str]) -> list[tuple[str, str]]:

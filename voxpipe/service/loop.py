@@ -15,8 +15,7 @@ from typing import Any
 
 from voxpipe.errors import EX_OK, BusyError, VoxpipeError
 from voxpipe.output.events import StreamEvents
-from voxpipe.output.segments import EndedSegment, SegmentStream
-from voxpipe.output.transcript import Delta
+from voxpipe.output.transcript import Delta, Segment, SegmentStream
 from voxpipe.runtime.session import StreamingSession
 from voxpipe.runtime.transcriber import Transcriber
 from voxpipe.service.stream import Stream
@@ -90,13 +89,13 @@ class LiveStream:
         """Write what came of a turn."""
         for delta in deltas:
             if self._segments is not None:
-                self._write_segment(self._segments.push(delta))
+                self._write_segment(self._segments.push(delta), "pause")
             self._events.delta(delta)
         if self._segments is not None:
-            self._write_segment(self._segments.settle(self._session.settled_s))
+            self._write_segment(self._segments.settle(self._session.settled_s), "pause")
             if self._flushing and self._session.starved:
                 self._flushing = False
-                self._write_segment(self._segments.finish("flush"))
+                self._write_segment(self._segments.finish(), "flush")
         guarded = self._session.n_guarded > 0
         if guarded and not self._was_guarded:
             self._was_guarded = True
@@ -117,16 +116,16 @@ class LiveStream:
         if not self._session.done:
             return False
         if self._segments is not None:
-            self._write_segment(self._segments.finish("end"))
+            self._write_segment(self._segments.finish(), "end")
         self._warn()
         reason = "error" if self.error is not None else "signal" if stopped else "eof"
         self._events.done(reason=reason, audio_s=self._session.audio_s, truncated=self._session.truncated)
         self._stream.on_end()
         return True
 
-    def _write_segment(self, segment: EndedSegment | None) -> None:
+    def _write_segment(self, segment: Segment | None, reason: str) -> None:
         if segment is not None:
-            self._events.segment(segment)
+            self._events.segment(segment, reason)
 
     def _warn(self) -> None:
         while self._stream.warnings:
@@ -204,10 +203,10 @@ class StreamLoop:
             due_s = self._on_turn()
             while not self._announced.empty():
                 stream = self._announced.get()
-                if engine.is_full:
-                    refuse(
-                        stream, BusyError(f"all {self._max_streams} streams are in use; try again when one has ended")
-                    )
+                try:
+                    engine.check_room()
+                except BusyError as exc:
+                    refuse(stream, exc)
                     continue
                 session = transcriber.create_streaming_session(
                     transcription_delay_ms=stream.options.delay_ms, source=stream.audio

@@ -9,8 +9,6 @@ import logging
 import os
 import socket
 import stat
-import struct
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -132,8 +130,6 @@ class SocketServer:
         ended = asyncio.Event()
         lines = JsonLines(cast(BinaryIO, Outbox(self._events, writer, on_stuck=lambda: _cut_off(writer, name))))
         try:
-            if not _is_welcome(writer):
-                return
             self._clients.add(task)
             try:
                 header, data = await _read_header(reader)
@@ -261,22 +257,6 @@ def _options(header: Header, defaults: StreamOptions) -> StreamOptions:
 def _cut_off(writer: asyncio.StreamWriter, name: str) -> None:
     log.warning("%s does not read its events; it is cut off", name)
     writer.transport.abort()
-
-
-def _is_welcome(writer: asyncio.StreamWriter) -> bool:
-    """Whether the peer is root or whoever runs us, or the socket's mode lets others in.
-
-    The kernel has looked at the mode already where it is obeyed; on some systems it is not.
-    """
-    peer = writer.get_extra_info("socket")
-    if sys.platform != "linux":
-        return True
-    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid in (0, os.getuid()):
-        return True
-    with suppress(OSError):
-        return bool(os.stat(peer.getsockname()).st_mode & 0o066)
-    return False
 
 
 def bind(path: Path, mode: int = 0o600) -> socket.socket:

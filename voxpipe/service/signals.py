@@ -1,0 +1,50 @@
+"""Signals as calls, for as long as a block lasts.
+
+Handlers only set flags and wake a loop, which then decides; a second request to stop ends the process at once.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def signals(
+    *,
+    on_stop: Callable[[], None],
+    on_flush: Callable[[], None],
+    on_reload: Callable[[], None] | None = None,
+    wakeup: int | None = None,
+) -> Iterator[None]:
+    """Obey SIGINT and SIGTERM, SIGUSR1 and, if there is anything to reload, SIGHUP.
+
+    Args:
+        wakeup: descriptor that every signal writes to, so that none is missed by a loop about to sleep.
+    """
+    is_stopping = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if is_stopping:
+            os._exit(128 + number)  # asked twice: now
+        is_stopping = True
+        on_stop()
+
+    handlers: dict[int, Any] = dict.fromkeys(STOP_SIGNALS, stop)
+    handlers[signal.SIGUSR1] = lambda number, frame: on_flush()
+    if on_reload is not None:
+        handlers[signal.SIGHUP] = lambda number, frame: on_reload()
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    previous_wakeup = None if wakeup is None else signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        if previous_wakeup is not None:
+            signal.set_wakeup_fd(previous_wakeup)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
