@@ -9,6 +9,9 @@ busy machine made a stream ten times slower, and `voxpipe.model.linear` leaves t
 
 MLX evaluates graphs wider than 20 operations depth first, one half of a batch after the other, and its threads then have
 nothing to do at the same time; so the limit is raised.
+
+MLX's CUDA backend hands work to the GPU in graphs that end after a number of operations or of bytes read. A step reads
+gigabytes of weights and caches, so that every few operations would be a graph of their own; the limit on bytes is lifted.
 """
 
 import ctypes
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 
 
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
+if sys.platform.startswith("linux"):
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "1000000")
 
 
 def preload_blas() -> ctypes.CDLL | None:

@@ -16,14 +16,20 @@ from tests.random_checkpoints import Floats, Uniform
 from voxpipe.config import AttentionConfig
 from voxpipe.model import cache as cache_module
 from voxpipe.model.cache import Ring, Tray
-from voxpipe.model.kernels import BaseTwoKernels, Kernels
-from voxpipe.model.pack import Pack
+from voxpipe.model.dense import positions
+from voxpipe.model.kernels import BaseTwoKernels, GpuKernels, Kernels
+from voxpipe.model.pack import Step
 from voxpipe.model.rope import halves_first
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 TOLERANCE = 2e-6  # float32 softmax and sums over a window of values near 1
-KERNELS = {"own": Kernels(), "base two": BaseTwoKernels()}
+KERNELS = {
+    "own": Kernels(),
+    "base two": BaseTwoKernels(),
+    "metal": GpuKernels(folded=False, compiles=False),
+    "cuda": GpuKernels(folded=True, compiles=False),
+}
 all_kernels = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
 
 
@@ -93,10 +99,13 @@ class Stream:
 def attend(kernels: Kernels, pieces: Sequence[tuple[Ring, Floats]], *, layers: Sequence[int] = (0,)) -> list[Floats]:
     """The outputs of each piece's new positions, (L, HEADS * HEAD_DIM), of the last of the layers."""
     order = np.concatenate([halves_first(HEADS + KV_HEADS, HEAD_DIM), np.arange((HEADS + KV_HEADS) * HEAD_DIM, WIDTH)])
-    pack = Pack(pieces[0][0].tray.config, kernels, [(ring, len(qkv)) for ring, qkv in pieces])
     together = mx.array(np.concatenate([qkv for _, qkv in pieces])[:, order])
-    for layer in layers:
-        out = pack.attend(together, layer)
+
+    def body(x: mx.array, scales: mx.array | None, step: Step) -> mx.array:
+        return [step.attend(x, layer) for layer in layers][-1]
+
+    rings = [(ring, len(qkv)) for ring, qkv in pieces]
+    out = positions(pieces[0][0].tray.config, kernels, rings, {}).run(body, together)
     return np.split(np.array(out), np.cumsum([len(qkv) for _, qkv in pieces])[:-1])
 
 
@@ -163,6 +172,11 @@ def test_first_position_is_obeyed() -> None:
         np.testing.assert_allclose(keys, expected, atol=1e-6)
 
 
+def each_layer_its_part(x: mx.array, scales: mx.array | None, step: Step) -> mx.array:
+    """Two layers side by side: (N, 2 width) -> (N, 2 HEADS * HEAD_DIM)."""
+    return mx.concatenate([step.attend(part, layer) for layer, part in enumerate(mx.split(x, 2, axis=1))], axis=1)
+
+
 @all_kernels
 def test_layers_are_kept_apart(kernels: Kernels) -> None:
     window = 6
@@ -170,10 +184,10 @@ def test_layers_are_kept_apart(kernels: Kernels) -> None:
     ring = make_tray(window, kernels, n_layers=2).take_row()
     order = np.concatenate([halves_first(HEADS + KV_HEADS, HEAD_DIM), np.arange((HEADS + KV_HEADS) * HEAD_DIM, WIDTH)])
     for start in range(0, 20, 5):
-        pack = Pack(config(window, 2), kernels, [(ring, 5)])
-        for layer, stream in enumerate(streams):
-            got = np.array(pack.attend(mx.array(stream.qkv[start : start + 5, order]), layer))
-            np.testing.assert_allclose(got, stream.expected[start : start + 5], atol=TOLERANCE)
+        both = mx.array(np.concatenate([stream.qkv[start : start + 5, order] for stream in streams], axis=1))
+        got = np.array(positions(config(window, 2), kernels, [(ring, 5)], {}).run(each_layer_its_part, both))
+        expected = np.concatenate([stream.expected[start : start + 5] for stream in streams], axis=1)
+        np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 
 
 @all_kernels

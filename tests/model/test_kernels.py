@@ -107,9 +107,10 @@ def test_gated_activation_is_finite_for_any_gate(gate: float, kernels: Kernels) 
         np.testing.assert_allclose(got, silu(gates.astype(np.float64)) * up, rtol=1e-5, atol=1e-6)
 
 
-def test_both_kernels_agree_where_a_network_is_used() -> None:
+@all_kernels
+def test_all_kernels_agree_where_a_network_is_used(kernels: Kernels) -> None:
     values = inputs(3, 4, 60)
     gate, up = Uniform(2)(8, 64, std=3.0), Uniform(3)(8, 64)
-    own, base_two = KERNELS.values()
-    np.testing.assert_allclose(attention(base_two, config(10), *values), attention(own, config(10), *values), atol=3e-6)
-    np.testing.assert_allclose(gated(base_two, gate, up), gated(own, gate, up), rtol=2e-6, atol=1e-6)
+    own = KERNELS["own"]
+    np.testing.assert_allclose(attention(kernels, config(10), *values), attention(own, config(10), *values), atol=3e-6)
+    np.testing.assert_allclose(gated(kernels, gate, up), gated(own, gate, up), rtol=2e-6, atol=1e-6)

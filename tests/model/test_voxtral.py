@@ -229,7 +229,7 @@ def test_streams_that_are_expected_are_spread_over_the_lanes_and_share_trays(
     assert all(state.decoder.tray.lane == state.encoder.ring.tray.lane for state in states)
     places = [(id(state.decoder.tray), state.decoder.row) for state in states]
     assert len(set(places)) == len(states)
-    rows = max(1, min(voxtral.MAX_TRAY_ROWS, voxtral.MAX_ROWS_CPU // n_lanes, -(-n_expected // n_lanes)))
+    rows = max(1, min(voxtral.MAX_ROWS_CPU // n_lanes, -(-n_expected // n_lanes)))
     assert {state.decoder.tray.n_rows for state in states} == {rows}
     assert len({tray for tray, _ in places}) == sum(-(-n // rows) for n in per_lane)
 

@@ -23,10 +23,11 @@ from voxpipe.runtime.transcriber import Transcriber
 
 FILE_ROUNDS = 3
 WARM_UP_S = 2.0
+MAX_IN_TURN = 8  # sessions: more of them give no more audio in a second
 ROOFLINE = """\
 roofline: the least time that reading takes (weights, and the keys and values that windows see, by the memory bandwidth),
           by the time taken; a live tick reads decoder and encoder once, a file as often as it called them
-x in turn: beside as many sessions stepped one after another; RSS may reuse what was freed before"""
+x in turn: beside as many sessions, at most 8, stepped one after another; RSS may reuse what was freed before"""
 Say = Callable[[str], None]
 
 
@@ -70,7 +71,7 @@ class StreamsResult:
 
     Attributes:
         audio_s_per_s: of all streams together.
-        in_turn_audio_s_per_s: the same by as many sessions, each stepped by itself.
+        in_turn_audio_s_per_s: the same by as many sessions, at most MAX_IN_TURN, each stepped by itself.
         ratio: of these two.
         is_real_time: whether 95 of 100 ticks take no longer than 80 ms.
         files_audio_s_per_s: of as many files as one batch.
@@ -223,7 +224,7 @@ def _measure_streams(transcriber: Transcriber, load: Load, n: int, cost: Cost, b
     limit_s = len(load.samples) / SAMPLE_RATE
     ticks = together(transcriber, load, n_streams=n, limit_s=limit_s)
     shorter = Load(load.samples[: (IN_TURN_TICKS + 4) * SAMPLES_PER_TOKEN], load.context_s, load.delay_ms)
-    alone = in_turn(transcriber, shorter, n_streams=n, limit_s=limit_s)
+    alone = in_turn(transcriber, shorter, n_streams=min(n, MAX_IN_TURN), limit_s=limit_s)
     return StreamsResult(
         n=n,
         n_ticks=len(ticks.tick_s),

@@ -51,9 +51,7 @@ def convert(
             raise OutputError(f"{target} is not empty; name a new directory")
         with mx.stream(mx.cpu):
             network = build_network(checkpoint, dtype=dtype or checkpoint.dtype, dequantize=True)
-            if bits is not None:
-                nn.quantize(network, group_size=group_size, bits=bits, class_predicate=_is_quantized(group_size))
-            quantization = {} if bits is None else {"group_size": group_size, "bits": bits, "mode": "affine"}
+            quantization = None if bits is None else quantize(network, bits=bits, group_size=group_size)
             write_network(network, target, quantization=quantization)
         if tekken.exists():
             shutil.copyfile(tekken, target / "tekken.json")
@@ -62,6 +60,12 @@ def convert(
             raise
         raise OutputError(f"cannot write {target}: {exc.strerror or exc}") from exc
     return target
+
+
+def quantize(network: VoxtralRealtime, *, bits: int, group_size: int = 64) -> dict[str, Any]:
+    """Quantize, in place, what a step reads; returns what the configuration says of it."""
+    nn.quantize(network, group_size=group_size, bits=bits, class_predicate=_is_quantized(group_size))
+    return {"group_size": group_size, "bits": bits, "mode": "affine"}
 
 
 def write_network(network: VoxtralRealtime, target: Path, *, quantization: Mapping[str, Any] | None = None) -> None:

@@ -10,6 +10,8 @@ that no window reaches before they are written again.
 A tray holds the rings of a few streams side by side, so that they can be attended in one operation.
 """
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,18 @@ from numpy.typing import NDArray
 from voxpipe.config import AttentionConfig
 
 GROWTH = 256  # positions added at a time: short streams stay small, long ones copy their cache seldom
+
+
+def visible(xp: Any, lengths: Any, n_new: int, capacity: int, window: int) -> Any:
+    """(R, n_new, capacity): which slots are seen by the newest positions of rings of (R,) `lengths`.
+
+    Args:
+        xp: numpy or mlx.core, whichever's array `lengths` is.
+    """
+    newest = lengths[:, None] - 1
+    age = (newest - xp.arange(capacity)) % capacity  # 0 is the newest key
+    back = age[:, None] - xp.arange(n_new - 1, -1, -1)[:, None]  # counted from each query
+    return (back >= 0) & (back < window) & (age < lengths[:, None])[:, None]
 
 
 class Tray:
@@ -27,10 +41,13 @@ class Tray:
         max_chunk: most positions that one `extend` will add.
         dtype: of keys and values.
         transposed_keys: keep keys as (rows, H, head_dim, capacity).
+        doubles: grow to twice the size at least, where every new size costs more than its memory.
         lane: which of the network's lanes works on it; two at once would copy it.
 
     Attributes:
         lengths: positions each row holds to be written, without those taken back.
+        first_positions: rotary position at which each row began.
+        keys, values: of each layer, where there are any, (rows, H, capacity, head_dim) or transposed.
     """
 
     def __init__(
@@ -41,6 +58,7 @@ class Tray:
         max_chunk: int,
         dtype: mx.Dtype,
         transposed_keys: bool = False,
+        doubles: bool = False,
         lane: int = 0,
     ) -> None:
         self.config = config
@@ -49,23 +67,30 @@ class Tray:
         self.lane = lane
         self.capacity = 0
         self.lengths = np.zeros(n_rows, np.int64)
+        self.first_positions = np.zeros(n_rows, np.int64)
         self.free_rows = list(range(n_rows))
         self._limit = config.sliding_window + max_chunk - 1
         self._dtype = dtype
+        self._doubles = doubles
         self._key_axis = 3 if transposed_keys else 2
-        self._keys: list[mx.array | None] = [None] * config.n_layers
-        self._values: list[mx.array | None] = [None] * config.n_layers
+        self.keys: list[mx.array | None] = [None] * config.n_layers
+        self.values: list[mx.array | None] = [None] * config.n_layers
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values held."""
-        return sum(array.nbytes for array in (*self._keys, *self._values) if array is not None)
+        return sum(array.nbytes for array in (*self.keys, *self.values) if array is not None)
 
     def take_row(self, first_position: int = 0) -> "Ring":
-        """An empty ring in a free row; the row is free again when the ring is forgotten."""
+        """An empty ring in a free row; the row is free again when the ring is forgotten.
+
+        Args:
+            first_position: rotary position at which the stream begins (attention depends on differences only).
+        """
         row = self.free_rows.pop(0)
         self.lengths[row] = 0
-        return Ring(self, row, first_position)
+        self.first_positions[row] = first_position
+        return Ring(self, row)
 
     def free_row(self, row: int) -> None:
         """Take a row back; an empty tray keeps no memory."""
@@ -73,22 +98,28 @@ class Tray:
         self.lengths[row] = 0
         if len(self.free_rows) == self.n_rows:
             self.capacity = 0
-            self._keys = [None] * self.config.n_layers
-            self._values = [None] * self.config.n_layers
+            self.keys = [None] * self.config.n_layers
+            self.values = [None] * self.config.n_layers
 
     def reserve(self, length: int) -> None:
         """Make room for `length` positions in every row."""
         needed = min(length, self._limit)
         if needed > self.capacity:
-            self.capacity = min(self._limit, -(-needed // GROWTH) * GROWTH)
+            least = max(needed, 2 * self.capacity) if self._doubles else needed
+            self.capacity = min(self._limit, -(-least // GROWTH) * GROWTH)
+
+    def grow(self) -> None:
+        """Have every layer's rings in the size that was reserved."""
+        held = self.keys[0]
+        if held is not None and held.shape[self._key_axis] == self.capacity:
+            return
+        self.keys = [self._grown(stored, self._key_axis) for stored in self.keys]
+        self.values = [self._grown(stored, 2) for stored in self.values]
 
     def visible(self, lengths: NDArray[np.int64], n_new: int) -> NDArray[np.bool_]:
         """(R, n_new, capacity): which slots are seen by the newest positions of rings of (R,) `lengths`."""
-        newest = lengths[:, None] - 1
-        age = (newest - np.arange(self.capacity)) % self.capacity  # 0 is the newest key
-        back = age[:, None] - np.arange(n_new - 1, -1, -1)[:, None]  # counted from each query
-        seen: NDArray[np.bool_] = (back >= 0) & (back < self.config.sliding_window)
-        return seen & (age < lengths[:, None])[:, None]
+        seen: NDArray[np.bool_] = visible(np, lengths, n_new, self.capacity, self.config.sliding_window)
+        return seen
 
     def put(self, layer: int, rows: slice, starts: NDArray[np.int64], keys: mx.array, values: mx.array) -> None:
         """Store one layer's new keys and values.
@@ -102,12 +133,12 @@ class Tray:
         """
         if self._key_axis == 3:
             keys = keys.swapaxes(2, 3)
-        self._keys[layer] = self._write(self._keys[layer], rows, starts, keys, self._key_axis)
-        self._values[layer] = self._write(self._values[layer], rows, starts, values, 2)
+        self.keys[layer] = self._write(self.keys[layer], rows, starts, keys, self._key_axis)
+        self.values[layer] = self._write(self.values[layer], rows, starts, values, 2)
 
     def rings(self, layer: int, rows: slice) -> tuple[mx.array, mx.array]:
         """One layer's keys, (R, H, capacity, head_dim) or transposed, and values, (R, H, capacity, head_dim)."""
-        keys, values = self._keys[layer], self._values[layer]
+        keys, values = self.keys[layer], self.values[layer]
         assert keys is not None
         assert values is not None
         return (keys, values) if self.n_rows == 1 else (keys[rows], values[rows])
@@ -116,7 +147,7 @@ class Tray:
         """Put the contents of a row of another tray into a row of this one."""
         self.lengths[row] = other.lengths[other_row]
         self.reserve(int(self.lengths[row]))
-        for mine, theirs, axis in ((self._keys, other._keys, self._key_axis), (self._values, other._values, 2)):
+        for mine, theirs, axis in ((self.keys, other.keys, self._key_axis), (self.values, other.values, 2)):
             for layer, stored in enumerate(theirs):
                 if stored is not None:
                     held = (slice(None),) * (axis - 1) + (slice(min(stored.shape[axis], self.capacity)),)
@@ -126,7 +157,7 @@ class Tray:
 
     def arrays(self) -> list[mx.array]:
         """All stored arrays, to evaluate them together."""
-        return [array for array in (*self._keys, *self._values) if array is not None]
+        return [array for array in (*self.keys, *self.values) if array is not None]
 
     def _write(
         self, stored: mx.array | None, rows: slice, starts: NDArray[np.int64], new: mx.array, axis: int
@@ -160,16 +191,11 @@ class Tray:
 
 
 class Ring:
-    """One stream's row of a tray.
+    """One stream's row of a tray."""
 
-    Args:
-        first_position: rotary position at which the stream begins (attention depends on differences only).
-    """
-
-    def __init__(self, tray: Tray, row: int, first_position: int = 0) -> None:
+    def __init__(self, tray: Tray, row: int) -> None:
         self.tray = tray
         self.row = row
-        self.first_position = first_position
 
     def __del__(self) -> None:
         self.tray.free_row(self.row)
@@ -182,7 +208,7 @@ class Ring:
     @property
     def position(self) -> int:
         """Rotary position of the next key."""
-        return self.first_position + self.length
+        return int(self.tray.first_positions[self.row]) + self.length
 
     @property
     def nbytes(self) -> int:
@@ -202,6 +228,6 @@ class Ring:
 
     def fork(self, tray: Tray) -> "Ring":
         """A ring in a free row of `tray` that goes on from here by itself."""
-        other = tray.take_row(self.first_position)
+        other = tray.take_row(int(self.tray.first_positions[self.row]))
         tray.copy_row(other.row, self.tray, self.row)
         return other

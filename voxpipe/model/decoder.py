@@ -13,9 +13,10 @@ import numpy as np
 
 from voxpipe.config import DecoderConfig
 from voxpipe.model.cache import Ring, Tray
-from voxpipe.model.kernels import Kernels
+from voxpipe.model.dense import Calls, positions
+from voxpipe.model.kernels import GpuKernels, Kernels
 from voxpipe.model.layers import Attention, SwiGLU
-from voxpipe.model.pack import Pack
+from voxpipe.model.pack import Step
 
 
 def time_embedding(n_delay_tokens: int, dim: int) -> mx.array:
@@ -48,9 +49,9 @@ class DecoderLayer(nn.Module):
         self.ada = DelayModulation(config)
         self.mlp = SwiGLU(config.dim, config.hidden_dim, bias=False)
 
-    def __call__(self, x: mx.array, scale: mx.array, pack: Pack, layer: int) -> mx.array:
-        x = x + self.attention(self.attention_norm(x), pack, layer)
-        return x + self.mlp(self.ffn_norm(x) * scale, pack)
+    def __call__(self, x: mx.array, scale: mx.array, step: Step, layer: int) -> mx.array:
+        x = x + self.attention(self.attention_norm(x), step, layer)
+        return x + self.mlp(self.ffn_norm(x) * scale, step)
 
 
 class Decoder(nn.Module):
@@ -60,6 +61,11 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = [DecoderLayer(config) for _ in range(config.n_layers)]
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self._calls: Calls = {}
+
+    def forget_calls(self) -> None:
+        """Have the layers traced anew: something about them has changed."""
+        self._calls.clear()
 
     def make_tray(self, kernels: Kernels, *, max_tokens: int, n_rows: int = 1, lane: int = 0) -> Tray:
         """Caches of `n_rows` streams, for calls of at most `max_tokens` positions of each."""
@@ -69,6 +75,7 @@ class Decoder(nn.Module):
             max_chunk=max_tokens,
             dtype=self.norm.weight.dtype,
             transposed_keys=kernels.transposed_keys,
+            doubles=isinstance(kernels, GpuKernels),
             lane=lane,
         )
 
@@ -78,22 +85,23 @@ class Decoder(nn.Module):
         scales = mx.stack([layer.ada(t_cond) for layer in self.layers])
         return scales.astype(self.norm.weight.dtype)
 
-    def __call__(
-        self, x: mx.array, scales: Sequence[mx.array], pieces: Sequence[tuple[Ring, int]], kernels: Kernels
-    ) -> mx.array:
+    def __call__(self, x: mx.array, scales: mx.array, pieces: Sequence[tuple[Ring, int]], kernels: Kernels) -> mx.array:
         """Process the next positions of several streams.
 
         Args:
             x: (N, dim) audio embedding + token embedding.
-            scales: of each layer, (N or 1, dim): rows of `delay_scales`.
+            scales: (n_layers, 1 or N, dim): `delay_scales` of all, or of each position.
             pieces: each stream's ring, which is advanced, and how many of the N positions it brings.
 
         Returns:
             (N, dim) normalised hidden states, for `logits`.
         """
-        pack = Pack(self._config, kernels, pieces)
+        return positions(self._config, kernels, pieces, self._calls).run(self._through, x, scales)
+
+    def _through(self, x: mx.array, scales: mx.array | None, step: Step) -> mx.array:
+        assert scales is not None
         for index, layer in enumerate(self.layers):
-            x = layer(x, scales[index], pack, index)
+            x = layer(x, scales[index], step, index)
         return self.norm(x)
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from voxpipe.config import EncoderConfig
 from voxpipe.model.cache import Ring, Tray
-from voxpipe.model.kernels import Kernels
+from voxpipe.model.dense import Calls, positions
+from voxpipe.model.kernels import GpuKernels, Kernels
 from voxpipe.model.layers import Attention, SwiGLU
-from voxpipe.model.pack import Pack
+from voxpipe.model.pack import Step
 
 FRAMES_PER_TOKEN = 4  # encoder frames (20 ms) per audio embedding
 KERNEL = 3  # of both convolutions; the second has stride 2
@@ -50,9 +51,9 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGLU(config.dim, config.hidden_dim, bias=True)
 
-    def __call__(self, x: mx.array, pack: Pack, layer: int) -> mx.array:
-        x = x + self.attention(self.attention_norm(x), pack, layer)
-        return x + self.mlp(self.ffn_norm(x), pack)
+    def __call__(self, x: mx.array, step: Step, layer: int) -> mx.array:
+        x = x + self.attention(self.attention_norm(x), step, layer)
+        return x + self.mlp(self.ffn_norm(x), step)
 
 
 class Adapter(nn.Module):
@@ -78,6 +79,11 @@ class Encoder(nn.Module):
         self.layers = [EncoderLayer(config) for _ in range(config.n_layers)]
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.adapter = Adapter(config, output_dim)
+        self._calls: Calls = {}
+
+    def forget_calls(self) -> None:
+        """Have the layers traced anew: something about them has changed."""
+        self._calls.clear()
 
     def make_tray(self, kernels: Kernels, *, max_tokens: int, n_rows: int = 1, lane: int = 0) -> Tray:
         """Caches of `n_rows` streams, for chunks of at most `max_tokens` audio embeddings."""
@@ -87,6 +93,7 @@ class Encoder(nn.Module):
             max_chunk=max_tokens * FRAMES_PER_TOKEN,
             dtype=self.norm.weight.dtype,
             transposed_keys=kernels.transposed_keys,
+            doubles=isinstance(kernels, GpuKernels),
             lane=lane,
         )
 
@@ -105,10 +112,13 @@ class Encoder(nn.Module):
             (sum of all T, output_dim) audio embeddings, in the order of the pieces.
         """
         x = self._convolve(pieces)
-        pack = Pack(self._config, kernels, [(state.ring, len(mel) // 2) for state, mel in pieces])
+        rings = [(state.ring, len(mel) // 2) for state, mel in pieces]
+        return self.adapter(positions(self._config, kernels, rings, self._calls).run(self._through, x))
+
+    def _through(self, x: mx.array, scales: mx.array | None, step: Step) -> mx.array:
         for index, layer in enumerate(self.layers):
-            x = layer(x, pack, index)
-        return self.adapter(self.norm(x))
+            x = layer(x, step, index)
+        return self.norm(x)
 
     def _convolve(self, pieces: Sequence[tuple[EncoderState, Floats]]) -> mx.array:
         """Both convolutions as products with windows of three frames: (sum of 8 T) mel frames -> (sum of 4 T, dim)."""

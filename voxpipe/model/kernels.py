@@ -1,7 +1,8 @@
 """The two operations that are worth computing in another way on another machine: attention and the gated activation.
 
-`Kernels` uses MLX's own. `BaseTwoKernels` is for MLX's CPU backend on Linux, whose exponential takes 12 to 18 ns an
-element, more than the matrix products around it: 2^x through `mx.power` takes 4.5.
+`Kernels` uses MLX's own, and `GpuKernels` gives its attention the form that is fused there. `BaseTwoKernels` is for MLX's
+CPU backend on Linux, whose exponential takes 12 to 18 ns an element, more than the matrix products around it: 2^x through
+`mx.power` takes 4.5.
 """
 
 import math
@@ -53,6 +54,41 @@ class Kernels:
         """SwiGLU's activation: (N, 2 hidden) gate and input beside each other -> (N, hidden)."""
         gate, up = mx.split(gate_up, 2, axis=-1)
         return nn.silu(gate) * up
+
+
+class GpuKernels(Kernels):
+    """MLX's operations for a GPU, on whole trays whose layers are traced (see `dense`).
+
+    Args:
+        folded: make the queries of a key's head one sequence and add the mask to the scores: the only form in which MLX's CUDA
+            backend fuses masked attention (cuDNN's). Metal's kernels take heads and booleans as they are.
+        compiles: trace the layers; without it they are evaluated one operation after another.
+    """
+
+    def __init__(self, *, folded: bool, compiles: bool = True) -> None:
+        self.compiles = compiles
+        self._folded = folded
+
+    def query_scale(self, config: AttentionConfig) -> float:
+        return 1.0  # `attend` scales
+
+    def additive_mask(self, seen: mx.array, config: AttentionConfig, dtype: mx.Dtype) -> mx.array:
+        """(R, L, capacity) of booleans, in MLX, in the form that `attend` takes."""
+        if not self._folded:
+            return seen[:, None]
+        scores = mx.where(seen, mx.array(0.0, dtype), mx.array(-math.inf, dtype))
+        return mx.tile(scores, (1, config.n_heads // config.n_kv_heads, 1))[:, None]
+
+    def mask(self, visible: NDArray[np.bool_], config: AttentionConfig) -> mx.array:
+        return self.additive_mask(mx.array(visible), config, mx.float32)
+
+    def attend(self, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
+        n_rows, length, n_heads, head_dim = q.shape
+        q = q.swapaxes(1, 2)
+        if self._folded:
+            q = q.reshape(n_rows, keys.shape[1], -1, head_dim)
+        seen = mx.fast.scaled_dot_product_attention(q, keys, values, scale=head_dim**-0.5, mask=mask)
+        return seen.reshape(n_rows, n_heads, length, head_dim).swapaxes(1, 2).reshape(n_rows, length, -1)
 
 
 class BaseTwoKernels(Kernels):

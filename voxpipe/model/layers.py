@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxpipe.config import AttentionConfig
-from voxpipe.model.pack import Pack
+from voxpipe.model.pack import Step
 from voxpipe.model.rope import halves_first
 
 
@@ -39,9 +39,9 @@ class Attention(nn.Module):
         k = _reordered(k, halves_first(config.n_kv_heads, config.head_dim))
         self.qkv = joined([q, k, v])
 
-    def __call__(self, x: mx.array, pack: Pack, layer: int) -> mx.array:
+    def __call__(self, x: mx.array, step: Step, layer: int) -> mx.array:
         """(N, dim) -> (N, dim); stores the new keys and values."""
-        return self.o_proj(pack.attend(self.qkv(x), layer))
+        return self.o_proj(step.attend(self.qkv(x), layer))
 
 
 class SwiGLU(nn.Module):
@@ -57,8 +57,8 @@ class SwiGLU(nn.Module):
         """Join gate and input."""
         self.gate_up = joined([self.pop(name) for name in ("gate_proj", "up_proj")])
 
-    def __call__(self, x: mx.array, pack: Pack) -> mx.array:
-        return self.down_proj(pack.kernels.gated(self.gate_up(x)))
+    def __call__(self, x: mx.array, step: Step) -> mx.array:
+        return self.down_proj(step.kernels.gated(self.gate_up(x)))
 
 
 class Joined(nn.Module):

@@ -10,6 +10,7 @@ filled up with positions that nobody sees and that the next chunk overwrites.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +22,32 @@ from voxpipe.model.kernels import Kernels
 from voxpipe.model.rope import rotate, rotation
 
 Indices = NDArray[np.int64]
+
+
+class Step(Protocol):
+    """What a layer needs of the call that it takes part in."""
+
+    kernels: Kernels
+
+    def attend(self, qkv: mx.array, layer: int) -> mx.array:
+        """(N, (n_heads + 2 n_kv_heads) head_dim) -> (N, n_heads head_dim); stores the new keys and values."""
+
+
+class Body(Protocol):
+    """The layers of a transformer: (N, dim) -> (N, dim).
+
+    Args:
+        scales: (n_layers, 1 or N, dim) factors, if the layers take any.
+    """
+
+    def __call__(self, x: mx.array, scales: mx.array | None, step: Step) -> mx.array: ...
+
+
+class Positions(Protocol):
+    """The new positions of one call, in whatever layout."""
+
+    def run(self, body: Body, x: mx.array, scales: mx.array | None = None) -> mx.array:
+        """Send the (N, dim) new positions through the layers, in the order of their pieces."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +84,14 @@ class Pack:
             mx.concatenate([mx.broadcast_to(x * query_scale, heads[0]), mx.broadcast_to(x, heads[1])], axis=1)
             for x in (own, other)
         )
+
+    def run(self, body: Body, x: mx.array, scales: mx.array | None = None) -> mx.array:
+        """Send the (N, dim) new positions through the layers.
+
+        Args:
+            scales: (n_layers, 1 or N, dim) factors for `body`.
+        """
+        return body(x, scales, self)
 
     def attend(self, qkv: mx.array, layer: int) -> mx.array:
         """(N, (n_heads + 2 n_kv_heads) head_dim) -> (N, n_heads head_dim); stores the new keys and values."""

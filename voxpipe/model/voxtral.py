@@ -10,17 +10,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from voxpipe.config import MEL_FRAMES_PER_TOKEN, ModelConfig
 from voxpipe.model.cache import Ring, Tray
 from voxpipe.model.decoder import Decoder
 from voxpipe.model.encoder import Encoder, EncoderState
-from voxpipe.model.kernels import Kernels
+from voxpipe.model.kernels import GpuKernels, Kernels
 from voxpipe.model.layers import Attention, SwiGLU
 from voxpipe.model.mel import silent_frames
 
@@ -29,7 +31,6 @@ DECODER_CHUNK_TOKENS = 32  # most positions of one stream in one decoder call
 MAX_LANES = 4
 MAX_ROWS_CPU = 16  # streams in a call: beyond it a batch gains nothing on a CPU, and everybody waits longer
 MAX_ROWS_GPU = 128
-MAX_TRAY_ROWS = 16
 WIDE_BYTES = 4 << 20  # a matrix that several cores read together; below it, each core reads its own streams' matrices
 Floats = NDArray[np.float32]
 
@@ -81,7 +82,8 @@ class VoxtralRealtime(nn.Module):
         self._config = config
         self.encoder = Encoder(config.encoder, config.decoder.dim)
         self.decoder = Decoder(config.decoder)
-        self._kernels = Kernels()
+        on_cpu = mx.default_device() == mx.cpu
+        self._kernels = Kernels() if on_cpu else GpuKernels(folded=mx.cuda.is_available())
         self._lanes = _lanes()
         self._scales: dict[int, mx.array] = {}
         self._beginnings: dict[int, StreamState] = {}
@@ -101,6 +103,10 @@ class VoxtralRealtime(nn.Module):
         """Type of activations and caches."""
         return self.decoder.norm.weight.dtype
 
+    @property
+    def kernels(self) -> Kernels:
+        return self._kernels
+
     def fuse(self) -> None:
         """Join the projections that read the same input. Loading comes before, running after."""
         for module in self.modules():
@@ -110,6 +116,8 @@ class VoxtralRealtime(nn.Module):
     def use_kernels(self, kernels: Kernels) -> None:
         """Compute attention and activation in another way from now on."""
         self._kernels = kernels
+        self.encoder.forget_calls()
+        self.decoder.forget_calls()
         self._beginnings.clear()
         self._trays.clear()
 
@@ -143,12 +151,29 @@ class VoxtralRealtime(nn.Module):
     def expect_streams(self, n: int) -> None:
         """Lay out the caches of streams that are to come for `n` of them at a time; a tray is attended at once."""
         n_lanes = len(self._lanes)
-        self._rows_per_tray = max(1, min(MAX_TRAY_ROWS, self.max_rows // n_lanes, -(-n // n_lanes)))
+        self._rows_per_tray = max(1, min(self._most_rows, -(-n // n_lanes)))
 
     @property
     def max_rows(self) -> int:
         """Streams that one call should have at most."""
         return MAX_ROWS_CPU if mx.default_device() == mx.cpu else MAX_ROWS_GPU
+
+    @property
+    def _most_rows(self) -> int:
+        """Of a tray: on a GPU, as many as fit into its memory beside the weights when all windows are full."""
+        most = self.max_rows // len(self._lanes)
+        if mx.default_device() == mx.cpu:
+            return most
+        facts: dict[str, Any] = mx.device_info()
+        memory = facts.get("total_memory") or facts.get("memory_size")
+        if memory is None:
+            return most
+        left = int(memory) - sum(array.nbytes for _, array in tree_flatten(self.parameters()))
+        row = sum(
+            2 * part.n_layers * part.n_kv_heads * part.head_dim * part.sliding_window * self.dtype.size
+            for part in (self._config.encoder, self._config.decoder)
+        )
+        return min(most, left // row)
 
     def _trays_with_room(self) -> "Trays":
         """Trays with a free row, on the lane that has the fewest streams."""
@@ -158,7 +183,12 @@ class VoxtralRealtime(nn.Module):
         for trays in self._trays:
             if trays.lane == lane and trays.n_used < trays.n_rows:
                 return trays
-        self._trays.append(self._make_trays(n_rows=self._rows_per_tray, lane=lane))
+        n_rows = self._rows_per_tray
+        if isinstance(
+            self._kernels, GpuKernels
+        ):  # every tray is some work for the host: few of them, and no row too many
+            n_rows = max(n_rows, min(self._most_rows, sum(trays.n_rows for trays in self._trays)))
+        self._trays.append(self._make_trays(n_rows=n_rows, lane=lane))
         return self._trays[-1]
 
     def _make_trays(self, *, n_rows: int, lane: int) -> "Trays":
@@ -259,15 +289,14 @@ class VoxtralRealtime(nn.Module):
         hidden = self.decoder(audio + self.decoder.embed_tokens(ids), scales, pieces, self._kernels)
         return self.decoder.logits(hidden)
 
-    def _scale_rows(self, delays: Sequence[int], n_positions: Sequence[int]) -> list[mx.array]:
-        """Of each layer, (1, dim) where all streams have one delay, else (N, dim)."""
+    def _scale_rows(self, delays: Sequence[int], n_positions: Sequence[int]) -> mx.array:
+        """(n_layers, 1, dim) where all streams have one delay, else (n_layers, N, dim)."""
         distinct = sorted(set(delays))
         tables = [self.delay_scales(delay) for delay in distinct]
         if len(distinct) == 1:
-            return [tables[0][layer : layer + 1] for layer in range(len(self.decoder.layers))]
+            return tables[0][:, None]
         rows = mx.array(np.repeat([distinct.index(delay) for delay in delays], n_positions))
-        scales = mx.stack(tables, axis=1)[:, rows]
-        return [scales[layer] for layer in range(len(self.decoder.layers))]
+        return mx.stack(tables, axis=1)[:, rows]
 
     def _is_wide(self) -> bool:
         return bool(self.decoder.layers[0].mlp.down_proj.weight.nbytes >= WIDE_BYTES)

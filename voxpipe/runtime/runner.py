@@ -41,6 +41,7 @@ class Runner:
         self.n_guessed = 0
         self.n_right = 0
         self._cost_s: dict[int, float] = {}  # of a call with so many positions
+        self._begun: set[int] = set()
 
     def run(
         self,
@@ -137,6 +138,9 @@ class Runner:
         return max((sizes(size) for size in CHUNK_SIZES), key=rate)
 
     def _note_cost(self, n_positions: int, cost_s: float) -> None:
+        if n_positions not in self._begun:  # the first call of a size prepares what the others find there
+            self._begun.add(n_positions)
+            return
         known = self._cost_s.get(n_positions, cost_s)
         self._cost_s[n_positions] = known + COST_WEIGHT * (cost_s - known)
 
