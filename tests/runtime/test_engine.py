@@ -14,6 +14,7 @@ from tests.runtime.models import clip
 from voxpipe import BusyError, StreamingAudioSource, StreamingSession, Transcriber
 from voxpipe.config import DELAYS_MS
 from voxpipe.model import voxtral
+from voxpipe.model.kernels import GpuKernels
 from voxpipe.runtime.engine import LAG_S, Engine
 from voxpipe.runtime.runner import Runner
 
@@ -114,7 +115,18 @@ def together(model: Transcriber, plans_: list[Plan], *, speculate: bool, rows_pe
     return runs
 
 
-def check_equal(model: Transcriber, plans_: list[Plan], *, speculate: bool, rows_per_tray: int) -> None:
+def check_equal(
+    model: Transcriber, plans_: list[Plan], *, speculate: bool, rows_per_tray: int, is_dense: bool = False
+) -> None:
+    """Each stream beside the others against itself alone; `is_dense` lays them out as on a GPU."""
+    if is_dense:
+        kernels = model.network.kernels
+        model.network.use_kernels(GpuKernels(folded=True, compiles=False))
+        try:
+            check_equal(model, plans_, speculate=speculate, rows_per_tray=rows_per_tray)
+        finally:
+            model.network.use_kernels(kernels)
+        return
     for run in together(model, plans_, speculate=speculate, rows_per_tray=rows_per_tray):
         tokens, text = alone(model, run.plan)
         if run.plan.leaves_after is None:
@@ -133,19 +145,25 @@ FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthChec
     plans_=st.lists(plans, min_size=2, max_size=MAX_STREAMS),
     speculate=st.booleans(),
     rows_per_tray=st.sampled_from([1, 2, 8]),
+    is_dense=st.booleans(),
 )
 def test_streams_of_a_random_model_equal_each_alone(
-    narrow: Transcriber, plans_: list[Plan], speculate: bool, rows_per_tray: int
+    narrow: Transcriber, plans_: list[Plan], speculate: bool, rows_per_tray: int, is_dense: bool
 ) -> None:
-    check_equal(narrow, plans_, speculate=speculate, rows_per_tray=rows_per_tray)
+    check_equal(narrow, plans_, speculate=speculate, rows_per_tray=rows_per_tray, is_dense=is_dense)
 
 
 @settings(FEW, max_examples=3)
-@given(plans_=st.lists(plans, min_size=5, max_size=8), speculate=st.booleans(), rows_per_tray=st.sampled_from([1, 4]))
+@given(
+    plans_=st.lists(plans, min_size=5, max_size=8),
+    speculate=st.booleans(),
+    rows_per_tray=st.sampled_from([1, 4]),
+    is_dense=st.booleans(),
+)
 def test_streams_of_the_embedded_model_equal_each_alone(
-    tiny: Transcriber, plans_: list[Plan], speculate: bool, rows_per_tray: int
+    tiny: Transcriber, plans_: list[Plan], speculate: bool, rows_per_tray: int, is_dense: bool
 ) -> None:
-    check_equal(tiny, plans_, speculate=speculate, rows_per_tray=rows_per_tray)
+    check_equal(tiny, plans_, speculate=speculate, rows_per_tray=rows_per_tray, is_dense=is_dense)
 
 
 def test_sixteen_streams_at_once(tiny: Transcriber) -> None:
@@ -223,17 +241,18 @@ def test_more_streams_than_a_batch_holds_have_turns(
 
 def test_no_more_streams_than_there_are_places(small: Transcriber) -> None:
     engine = small.create_engine(max_streams=2)
-    first, second, third = (small.create_streaming_session() for _ in range(3))
+    first, second, third, file = (small.create_streaming_session() for _ in range(4))
     engine.add(first)
-    engine.add(second, live=False)
+    engine.add(second)
     with pytest.raises(BusyError, match=r"all 2 streams are in use; try again"):
         engine.add(third)
+    engine.add(file, live=False)  # which takes no live stream's place
     first.close()
     engine.turn()
     assert first.done
     engine.add(third)
     engine.remove(second)
-    assert len(engine) == 1
+    assert len(engine) == 2
 
 
 def test_nothing_to_do_is_nothing_done(small: Transcriber) -> None:

@@ -11,8 +11,10 @@ import re
 import selectors
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from voxpipe.audio.pcm import PcmDecoder, PcmFormat
 from voxpipe.audio.resample import SAMPLE_RATE, Samples
@@ -35,6 +37,37 @@ class Probe(NamedTuple):
     duration_s: float | None = None
 
 
+class Children:
+    """The processes that read a file, so that another thread can end them: whoever waits for a hung one cannot."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._killed = False
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def start(self, command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a program, in a process group of its own; it is dead and reaped when the block ends."""
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, **options) as process:
+            with self._lock:
+                self._running.add(process)
+                if self._killed:
+                    process.kill()
+            try:
+                yield process
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+                process.kill()
+
+    def kill(self) -> None:
+        """End those that run and all that will be started. Safe from any thread."""
+        with self._lock:
+            self._killed = True
+            for process in self._running:
+                process.kill()
+
+
 def is_installed() -> bool:
     """Whether ffmpeg is on PATH."""
     return shutil.which("ffmpeg") is not None
@@ -45,21 +78,15 @@ def can_probe() -> bool:
     return shutil.which("ffprobe") is not None
 
 
-def probe(path: str) -> Probe:
+def probe(path: str, *, children: Children) -> Probe:
     """Ask ffprobe about `path`. Nothing is known when there is no ffprobe or it fails."""
     entries = "stream=codec_name,sample_rate,channels:format=duration"
     select = ("-select_streams", "a:0", "-show_entries", entries, "-of", "json")
     command = ["ffprobe", *select, *_INPUT, f"file:{path}"]
     try:
-        answer = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=PROBE_S,
-            check=True,
-            process_group=0,
-        )
-        fields = json.loads(answer.stdout)
+        with children.start(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            answer, _ = process.communicate(timeout=PROBE_S)
+        fields = json.loads(answer)
         stream = fields["streams"][0]
         return Probe(
             encoding=stream.get("codec_name"),
@@ -71,7 +98,9 @@ def probe(path: str) -> Probe:
         return Probe()
 
 
-def decode(path: str, *, name: str, block_s: float, channels: int | None = None) -> Iterator[Samples]:
+def decode(
+    path: str, *, name: str, block_s: float, channels: int | None = None, children: Children
+) -> Iterator[Samples]:
     """Yield the sound of `path`: (n,) float32, mono, 16 kHz, n = block_s at most.
 
     Closing the iterator early kills ffmpeg.
@@ -81,6 +110,7 @@ def decode(path: str, *, name: str, block_s: float, channels: int | None = None)
         name: what error messages call the file.
         block_s: seconds in a block; only the last is shorter.
         channels: yield (n, channels) instead.
+        children: ffmpeg will be among them.
 
     Raises:
         AudioError: no audio track, not audio, damaged, or nothing came for STALL_S seconds. Blocks
@@ -93,12 +123,8 @@ def decode(path: str, *, name: str, block_s: float, channels: int | None = None)
     sound, log = bytearray(), bytearray()
     output = ("-vn", "-f", pcm_format.encoding, "-ar", str(SAMPLE_RATE), "-ac", str(pcm_format.channels), "pipe:1")
     with (
-        subprocess.Popen(
-            ["ffmpeg", "-nostdin", *_INPUT, f"file:{path}", *output],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            process_group=0,
+        children.start(
+            ["ffmpeg", "-nostdin", *_INPUT, f"file:{path}", *output], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process,
         selectors.DefaultSelector() as selector,
     ):
@@ -106,29 +132,26 @@ def decode(path: str, *, name: str, block_s: float, channels: int | None = None)
         assert process.stderr is not None
         selector.register(process.stdout, selectors.EVENT_READ, sound)
         selector.register(process.stderr, selectors.EVENT_READ, log)
-        try:
-            while selector.get_map():
-                ready = selector.select(STALL_S)
-                if not ready:
-                    raise AudioError(f"{name}: ffmpeg got nothing out of it for {STALL_S:.0f} s")
-                for key, _ in ready:
-                    data = os.read(key.fd, N_READ_BYTES)
-                    key.data.extend(data)
-                    if not data:
-                        selector.unregister(key.fileobj)
-                del log[:-N_LOG_BYTES]
-                while len(sound) >= n_block_bytes:
-                    samples = decoder.push(sound[:n_block_bytes])
-                    del sound[:n_block_bytes]
-                    n_samples += len(samples)
-                    yield samples
-            samples = decoder.push(sound)
-            n_samples += len(samples)
-            if len(samples):
+        while selector.get_map():
+            ready = selector.select(STALL_S)
+            if not ready:
+                raise AudioError(f"{name}: ffmpeg got nothing out of it for {STALL_S:.0f} s")
+            for key, _ in ready:
+                data = os.read(key.fd, N_READ_BYTES)
+                key.data.extend(data)
+                if not data:
+                    selector.unregister(key.fileobj)
+            del log[:-N_LOG_BYTES]
+            while len(sound) >= n_block_bytes:
+                samples = decoder.push(sound[:n_block_bytes])
+                del sound[:n_block_bytes]
+                n_samples += len(samples)
                 yield samples
-            failed = process.wait() != 0 or (n_samples == 0 and log)
-        finally:
-            process.kill()
+        samples = decoder.push(sound)
+        n_samples += len(samples)
+        if len(samples):
+            yield samples
+        failed = process.wait() != 0 or (n_samples == 0 and log)
     if failed:
         raise AudioError(f"{name}: {_explain(log, path=path, position_s=n_samples / SAMPLE_RATE)}")
 

@@ -55,11 +55,31 @@ def read_blocks(path: str | os.PathLike[str], *, block_s: float = BLOCK_S) -> It
         yield from file.blocks(block_s=block_s)
 
 
+def check_is_file(path: str) -> os.stat_result:
+    """What the system says of a file, if it is one that may hold audio; errors as for `AudioFile`."""
+    name = display_name(path)
+    try:
+        status = os.stat(path)  # before open, which would end a FIFO's writer
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+        raise InputError(f"{name}: {_system_reason(exc)}") from exc
+    mode = status.st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{name}: is a directory; name its files")
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode):
+        raise InputError(f"{name}: is a FIFO, socket or device; streams are read by `voxpipe listen`")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{name}: is not a regular file")
+    if status.st_size == 0:
+        raise AudioError(f"{name}: is empty (0 bytes)")
+    return status
+
+
 class AudioFile:
     """An open audio file: `info` describes it, `blocks` reads it, once.
 
     Args:
         split: keep the channels apart.
+        children: where ffmpeg can be found by another thread, to end it when it hangs.
 
     Attributes:
         status: of the file when it was opened (`os.stat`).
@@ -70,19 +90,22 @@ class AudioFile:
         UnavailableError: reading it takes ffmpeg, and there is none on PATH.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, split: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, split: bool = False, children: ffmpeg.Children | None = None
+    ) -> None:
         self.path = os.fspath(path)
+        self._children = children or ffmpeg.Children()
         self._name = display_name(self.path)
         self._split = split
         self._blocks: Iterator[Samples] | None = None
         self._sound: sndfile.SequentialFile | None = None
-        self.status = self._check_is_file()
+        self.status = check_is_file(self.path)
         kind = self._sniff()
         try:
             self._sound = sndfile.SequentialFile(self._open())
         except sndfile.OpenError as exc:
             self._check_ffmpeg_helps(kind, reason=sndfile.explain(exc))
-            self.info = AudioInfo(self._kind_name(kind), *ffmpeg.probe(self.path))
+            self.info = AudioInfo(self._kind_name(kind), *ffmpeg.probe(self.path, children=self._children))
         else:
             self.info = AudioInfo(
                 container=self._sound.format,
@@ -118,7 +141,9 @@ class AudioFile:
             self._blocks = sndfile.decode(self._sound, name=self._name, block_s=block_s, split=self._split)
         else:
             channels = self.info.channels if self._split else None
-            self._blocks = ffmpeg.decode(self.path, name=self._name, block_s=block_s, channels=channels)
+            self._blocks = ffmpeg.decode(
+                self.path, name=self._name, block_s=block_s, channels=channels, children=self._children
+            )
         return self._blocks
 
     def close(self) -> None:
@@ -138,22 +163,6 @@ class AudioFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _check_is_file(self) -> os.stat_result:
-        try:
-            status = os.stat(self.path)  # before open, which would end a FIFO's writer
-        except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
-            raise InputError(f"{self._name}: {_system_reason(exc)}") from exc
-        mode = status.st_mode
-        if stat.S_ISDIR(mode):
-            raise InputError(f"{self._name}: is a directory; name its files")
-        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode):
-            raise InputError(f"{self._name}: is a FIFO, socket or device; streams are read by `voxpipe listen`")
-        if not stat.S_ISREG(mode):
-            raise InputError(f"{self._name}: is not a regular file")
-        if status.st_size == 0:
-            raise AudioError(f"{self._name}: is empty (0 bytes)")
-        return status
 
     def _check_can_be_split(self) -> None:
         reason = None

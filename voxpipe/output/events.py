@@ -7,11 +7,14 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from voxpipe.output.transcript import Delta, Segment
 
 VERSION = 1
+
+Event = dict[str, Any]
 
 
 class JsonLines:
@@ -36,25 +39,31 @@ class JsonLines:
 
 
 class StreamEvents:
-    """The events of one stream: `start` first, numbered deltas, `done` last and once."""
+    """The events of one stream: `start` first, numbered deltas, `done` last and once.
 
-    def __init__(self, lines: JsonLines, *, stream: str, source: str) -> None:
+    Args:
+        on_event: told every event once it is written.
+    """
+
+    def __init__(
+        self, lines: JsonLines, *, stream: str, source: str, on_event: Callable[[Event], None] | None = None
+    ) -> None:
         self._lines = lines
+        self._on_event = on_event
         self._stream = stream
         self._seq = 0
         self._started_at = time.monotonic()
-        lines.write("start", stream=stream, source=source)
+        self._write("start", source=source)
 
     def delta(self, delta: Delta) -> None:
         self._seq += 1
         start, end = round(delta.start, 2), round(delta.end, 2)
-        self._lines.write("delta", stream=self._stream, seq=self._seq, text=str(delta), start=start, end=end)
+        self._write("delta", seq=self._seq, text=str(delta), start=start, end=end)
 
     def segment(self, segment: Segment, reason: str) -> None:
         """`seq` is that of the segment's last delta, `reason` why it ended: `pause`, `flush` or `end`."""
-        self._lines.write(
+        self._write(
             "segment",
-            stream=self._stream,
             seq=self._seq,
             text=segment.text,
             start=round(segment.start, 2),
@@ -63,19 +72,22 @@ class StreamEvents:
         )
 
     def heartbeat(self, *, audio_s: float, lag_ms: int) -> None:
-        self._lines.write("heartbeat", stream=self._stream, audio_s=round(audio_s, 2), lag_ms=lag_ms)
+        self._write("heartbeat", audio_s=round(audio_s, 2), lag_ms=lag_ms)
 
     def warning(self, code: str, message: str, **facts: Any) -> None:
-        self._lines.write("warning", stream=self._stream, code=code, message=message, **facts)
+        self._write("warning", code=code, message=message, **facts)
 
     def error(self, code: str, message: str) -> None:
-        self._lines.write("error", stream=self._stream, code=code, message=message)
+        self._write("error", code=code, message=message)
 
     def done(self, *, reason: str, audio_s: float, truncated: bool) -> None:
         wall_s = round(time.monotonic() - self._started_at, 2)
-        self._lines.write(
-            "done", stream=self._stream, reason=reason, audio_s=round(audio_s, 2), wall_s=wall_s, truncated=truncated
-        )
+        self._write("done", reason=reason, audio_s=round(audio_s, 2), wall_s=wall_s, truncated=truncated)
+
+    def _write(self, type: str, **fields: Any) -> None:
+        self._lines.write(type, stream=self._stream, **fields)
+        if self._on_event is not None:
+            self._on_event({"type": type, "stream": self._stream, **fields})
 
 
 def silence_output(output: BinaryIO) -> None:

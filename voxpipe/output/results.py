@@ -4,10 +4,11 @@ The outputs of a transcript grow under hidden temporary names in their own folde
 fsync, when all of them are complete. This module knows nothing of audio and models.
 """
 
+import errno
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -17,6 +18,8 @@ from voxpipe.errors import OutputError, UsageError
 from voxpipe.output.formats import FORMATS, AudioFacts, Format, Heading
 from voxpipe.output.transcript import Delta
 
+# what file systems without hard links answer
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 PART_SUFFIX = ".part"  # with a leading dot: what everybody's folder watchers pass over
 
 _counter = itertools.count()
@@ -76,14 +79,19 @@ class ResultFiles:
     Args:
         paths: of each format (`FORMATS`); their folders are made.
         replace: whether what is there already may be replaced.
+        part_stem: begins the temporary names, on the same file system; what is there under them is replaced. By default they
+            are in the outputs' own folder.
 
     Raises:
         OutputError: something is there, or the folder cannot be made or written. From every method; nothing of the
             outputs is left then.
     """
 
-    def __init__(self, paths: Mapping[str, str], heading: Heading, *, replace: bool = False) -> None:
+    def __init__(
+        self, paths: Mapping[str, str], heading: Heading, *, replace: bool = False, part_stem: str | None = None
+    ) -> None:
         self._paths = dict(paths)
+        self._part_stem = part_stem
         self._replace = replace
         self._parts: dict[str, str] = {}
         self._files: dict[str, BinaryIO] = {}
@@ -109,6 +117,11 @@ class ResultFiles:
 
     def commit(self, audio: AudioFacts, *, truncated: bool = False) -> None:
         """Complete the outputs and give them their names."""
+        self.finish(audio, truncated=truncated)
+        self.publish()
+
+    def finish(self, audio: AudioFacts, *, truncated: bool = False) -> None:
+        """Complete the outputs, still under their temporary names."""
         try:
             for format in self._formats:
                 format.finish(audio, truncated=truncated)
@@ -116,12 +129,26 @@ class ResultFiles:
                 file.flush()
                 os.fsync(file.fileno())
                 file.close()
+        except OSError as exc:
+            self._give_up(exc)
+
+    @property
+    def complete(self) -> dict[str, str]:
+        """The temporary name of each output, by the one that it will get."""
+        return {self._paths[name]: part for name, part in self._parts.items()}
+
+    def publish(self, may_replace: Callable[[str], bool] | None = None) -> None:
+        """Give complete outputs their names.
+
+        Args:
+            may_replace: whether what lies at a path may be replaced, instead of the constructor's word for all.
+        """
+        try:
             for name, path in self._paths.items():
-                check_free(path, replace=self._replace)
-                os.replace(self._parts[name], path)
+                give_name(self._parts[name], path, replace=self._replace if may_replace is None else may_replace(path))
                 del self._parts[name]
             for directory in {os.path.dirname(path) or "." for path in self._paths.values()}:
-                _sync_directory(directory)
+                sync_directory(directory)
         except OSError as exc:
             self._give_up(exc)
 
@@ -139,10 +166,13 @@ class ResultFiles:
     def _open_part(self, format_name: str, path: str) -> BinaryIO:
         directory = os.path.dirname(path)
         os.makedirs(directory or ".", exist_ok=True)
-        # no part of the output's name: that may be as long as names can be
-        part = os.path.join(directory, f".voxpipe-{os.getpid()}-{next(_counter)}{PART_SUFFIX}")
+        if self._part_stem is not None:
+            part = f"{self._part_stem}.{format_name}{PART_SUFFIX}"
+            os.makedirs(os.path.dirname(part), exist_ok=True)
+        else:  # no part of the output's name: that may be as long as names can be
+            part = os.path.join(directory, f".voxpipe-{os.getpid()}-{next(_counter)}{PART_SUFFIX}")
         self._parts[format_name] = part  # before it exists: an interrupt may come in between
-        return open(part, "xb")
+        return open(part, "xb" if self._part_stem is None else "wb")
 
     def _give_up(self, error: OSError) -> None:
         self.discard()
@@ -150,6 +180,28 @@ class ResultFiles:
             raise error
         path = next(iter(self._paths.values()))
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def give_name(part: str, path: str, *, replace: bool) -> None:
+    """Give a complete file its name; what is there stays unless it may be replaced.
+
+    Raises:
+        OutputError: something is there that may not be replaced.
+        OSError: it cannot be done.
+    """
+    if not replace:
+        try:
+            os.link(part, path)  # in one step: fails if there is something
+        except FileExistsError:
+            check_free(path, replace=False)
+        except OSError as exc:
+            if exc.errno not in NO_LINKS:
+                raise
+        else:
+            os.unlink(part)
+            return
+    check_free(path, replace=replace)
+    os.replace(part, path)
 
 
 def check_free(path: str, *, replace: bool) -> None:
@@ -183,7 +235,7 @@ def check_directory(path: str) -> None:
         raise UsageError(f"-o takes a folder, and {path!r} is a file's name; for one file write `-f FORMAT > FILE`")
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
     """Make renames in a folder survive a power cut, where the file system can."""
     with suppress(OSError):  # some network file systems cannot, and a folder may be one to write into only
         descriptor = os.open(path, os.O_RDONLY)

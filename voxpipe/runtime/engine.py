@@ -23,7 +23,7 @@ class Engine:
     """Carries streams on one model.
 
     Args:
-        max_streams: how many at most; None for no limit.
+        max_streams: how many live ones at most; None for no limit. How many files there are is up to whoever adds them.
     """
 
     def __init__(self, runner: Runner, *, max_streams: int | None = None) -> None:
@@ -37,17 +37,18 @@ class Engine:
         return len(self._live) + len(self._files)
 
     def check_room(self) -> None:
-        """Raise BusyError if `add` would."""
-        if len(self) == self._max_streams:
+        """Raise BusyError if `add` would for a live stream."""
+        if len(self._live) == self._max_streams:
             raise BusyError(f"all {self._max_streams} streams are in use; try again when one has ended")
 
     def add(self, session: StreamingSession, *, live: bool = True) -> None:
         """Let a stream take part until it is done.
 
         Raises:
-            BusyError: there are `max_streams` already.
+            BusyError: it is live, and there are `max_streams` of them already.
         """
-        self.check_room()
+        if live:
+            self.check_room()
         (self._live if live else self._files).append(session)
 
     def remove(self, session: StreamingSession) -> None:

@@ -1,22 +1,35 @@
 """Several recordings at once, as rows of one batch.
 
-Each is a stream fed fast: it gets its next block when the one before has been decoded. A recording whose channels are kept
-apart is a stream per channel. Knows nothing of what becomes of the text.
+Each is a stream like any other: a thread of its own reads it into a bounded queue, and the model takes from that. So a slow
+disc or a stuck ffmpeg holds up its own recording alone. A recording whose channels are kept apart is a stream per channel.
+Knows nothing of what becomes of the text.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxpipe.errors import AudioError, VoxpipeError
+from voxpipe.errors import AudioError, VoxpipeError, defect
 from voxpipe.output.transcript import Delta
 from voxpipe.runtime.engine import Engine
 from voxpipe.runtime.session import StreamingSession
+from voxpipe.runtime.source import StreamingAudioSource
 from voxpipe.runtime.transcriber import Transcriber
+from voxpipe.runtime.wakeup import Wakeup
 
 Floats = NDArray[np.float32]
+log = logging.getLogger(__name__)
+
+READ_AHEAD_S = 10.0  # of audio, beyond the block that is being decoded
+STALL_S = 1.0  # without a sample, after which a recording no longer counts as one that is being decoded
+MAX_STALLED = 16  # that are waited for beside those
+JOIN_S = 5.0  # for a reader to end; one that waits for a dead disc never does
+LOOK_S = 0.5  # a signal that comes just before a wait is noticed so much later at most
 
 
 @dataclass(frozen=True)
@@ -42,38 +55,178 @@ class Progress:
     error: VoxpipeError | None = None
 
 
-class _Reading:
-    """A recording that is being read: its blocks and its sessions."""
+class _Reader(threading.Thread):
+    """Reads one recording into a source per channel.
 
-    def __init__(self, index: int, blocks: Iterator[Floats], sessions: list[StreamingSession]) -> None:
+    Attributes:
+        sources: none until the first block has come, which tells how many channels there are.
+        sessions: the streams that take from them, once there are any.
+        error: what ended it early.
+        ended: nothing more will come.
+    """
+
+    def __init__(
+        self, index: int, recording: Iterable[Floats], *, delay_ms: int | None, tell: Callable[[], None]
+    ) -> None:
+        super().__init__(name=f"recording-{index}", daemon=True)  # it may wait for a disc for ever
         self.index = index
-        self.sessions = sessions
+        self.delay_ms = delay_ms
+        self.sources: list[StreamingAudioSource] = []
+        self.sessions: list[StreamingSession] = []
         self.error: VoxpipeError | None = None
-        self._blocks = blocks
-        self._closed = False
+        self.ended = False
+        self._recording = recording
+        self._tell = tell
+        self._stopping = False
+        self._came_at = time.monotonic()
 
-    def feed(self, block: Floats) -> None:
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the model waits for it, and has for a while."""
+        waits = not self.ended and all(session.starved for session in self.sessions)
+        return waits and time.monotonic() - self._came_at > STALL_S
+
+    def run(self) -> None:
+        try:
+            for block in self._recording:
+                self._came_at = time.monotonic()
+                if self._stopping:
+                    break
+                self._put(block)
+                self._came_at = time.monotonic()
+        except VoxpipeError as exc:
+            self.error = exc
+        except Exception:
+            log.exception("a defect of voxpipe")
+            self.error = defect()
+        finally:
+            if isinstance(self._recording, Generator):
+                self._recording.close()
+            for source in self.sources:
+                source.close()
+            self.ended = True
+            self._tell()
+
+    def stop(self) -> None:
+        """Read no further; `join` may follow."""
+        self._stopping = True
+        cancel = getattr(self._recording, "cancel", None)
+        if cancel is not None:
+            cancel()
+        for source in self.sources:  # it may be waiting for room
+            source.close()
+
+    def _put(self, block: Floats) -> None:
         columns = [block] if block.ndim == 1 else list(block.T)
-        for session, column in zip(self.sessions, columns, strict=True):
-            session.feed(column)
+        if not self.sources:
+            self.sources = [
+                StreamingAudioSource(max_buffer_s=READ_AHEAD_S, on_change=self._tell) for _ in range(len(columns))
+            ]
+        for source, column in zip(self.sources, columns, strict=True):
+            source.append(column)
 
-    def feed_if_starved(self) -> None:
-        """Read on when all channels have been decoded as far as they were read."""
-        while not self._closed and all(session.starved for session in self.sessions):
-            try:
-                block = next(self._blocks, None)
-            except VoxpipeError as exc:
-                self.error, block = exc, None
-            if block is not None:
-                self.feed(block)
+
+class FileStreams:
+    """Recordings on an engine that may carry live streams as well. Belongs to the engine's thread.
+
+    Args:
+        jobs: how many channels are decoded at once, or one recording of more; one that is still being opened counts as one,
+            and those that the disc holds up come on top.
+        tell: called, from other threads, when there is something to do.
+    """
+
+    def __init__(self, transcriber: Transcriber, engine: Engine, *, jobs: int, tell: Callable[[], None]) -> None:
+        self._transcriber = transcriber
+        self._engine = engine
+        self._jobs = jobs
+        self._tell = tell
+        self._readers: dict[int, _Reader] = {}
+        self._open: dict[StreamingSession, _Reader] = {}
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __contains__(self, index: object) -> bool:
+        return index in self._readers
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another recording may `begin`."""
+        stalled = [reader for reader in self._readers.values() if reader.is_stalled]
+        n_busy = sum(max(1, len(reader.sources)) for reader in self._readers.values() if reader not in stalled)
+        return n_busy < self._jobs and len(stalled) < MAX_STALLED
+
+    @property
+    def look_in_s(self) -> float | None:
+        """Seconds after which there may be room though nothing has been told."""
+        waits = any(not reader.ended and not reader.is_stalled for reader in self._readers.values())
+        return STALL_S if waits else None
+
+    def begin(self, index: int, recording: Iterable[Floats], *, delay_ms: int | None = None) -> None:
+        """Have a recording read and decoded.
+
+        Args:
+            index: what its progress is known by.
+            recording: its blocks, (n,) or (n, channels); reading them may raise VoxpipeError. A method `cancel`, if it has
+                one, must have the reading end soon; it is called from another thread.
+        """
+        self._readers[index] = reader = _Reader(index, recording, delay_ms=delay_ms, tell=self._tell)
+        reader.start()
+
+    def open(self) -> list[Progress]:
+        """Let those that have been begun take part; return what became of those that cannot."""
+        failed = []
+        for reader in list(self._readers.values()):
+            if reader.sessions:
                 continue
-            self._closed = True
-            for session in self.sessions:
-                session.close()
+            if reader.sources:
+                reader.sessions = [
+                    self._transcriber.create_streaming_session(transcription_delay_ms=reader.delay_ms, source=source)
+                    for source in reader.sources
+                ]
+                for session in reader.sessions:
+                    self._engine.add(session, live=False)
+                    self._open[session] = reader
+            elif reader.ended:
+                del self._readers[reader.index]
+                error = reader.error or AudioError("there is no audio in it")
+                failed.append(Progress(reader.index, is_last=True, error=error))
+        return failed
+
+    def take(self, worked: Sequence[tuple[StreamingSession, list[Delta]]]) -> Iterator[Progress]:
+        """What came of those streams of a turn that are ours."""
+        for session, deltas in worked:
+            if session in self._open:
+                yield self._progress(session, deltas)
 
     def close(self) -> None:
-        if isinstance(self._blocks, Generator):
-            self._blocks.close()
+        """Give up all that is unfinished."""
+        for session in self._open:
+            self._engine.remove(session)
+        self._open.clear()
+        for reader in self._readers.values():
+            reader.stop()
+        give_up_at = time.monotonic() + JOIN_S
+        for reader in self._readers.values():
+            reader.join(max(0.0, give_up_at - time.monotonic()))
+        self._readers.clear()
+
+    def _progress(self, session: StreamingSession, deltas: list[Delta]) -> Progress:
+        reader = self._open[session]
+        if session.done:
+            del self._open[session]
+            if not any(one in self._open for one in reader.sessions):
+                self._readers.pop(reader.index, None)  # gone already where two channels end in one turn
+        return Progress(
+            reader.index,
+            channel=reader.sessions.index(session),
+            n_channels=len(reader.sessions),
+            deltas=deltas,
+            audio_s=session.audio_s,
+            is_last=session.done,
+            truncated=session.truncated,
+            error=reader.error if session.done else None,
+        )
 
 
 def transcribe_together(
@@ -84,58 +237,23 @@ def transcribe_together(
     Closing the iterator closes the recordings.
 
     Args:
-        recordings: blocks of 16 kHz samples of each, (n,) or (n, channels); reading them may raise VoxpipeError, which ends
-            that one alone.
+        recordings: as for `FileStreams.begin`; an error ends that one alone.
     """
     engine = transcriber.create_engine(n_expected=jobs)
+    wakeup = Wakeup()
+    streams = FileStreams(transcriber, engine, jobs=jobs, tell=wakeup.set)
     waiting = enumerate(recordings)
-    readings: dict[StreamingSession, _Reading] = {}
+    following = next(waiting, None)
     try:
-        while True:
-            while len(engine) < jobs and (following := next(waiting, None)) is not None:
-                opened = _open(*following, transcriber, engine, delay_ms=delay_ms)
-                if isinstance(opened, Progress):
-                    yield opened
-                else:
-                    readings |= dict.fromkeys(opened.sessions, opened)
-            if not readings:
-                return
-            for reading in dict.fromkeys(readings.values()):
-                reading.feed_if_starved()
-            for session, deltas in engine.turn():
-                reading = readings[session]
-                if session.done:
-                    del readings[session]
-                yield Progress(
-                    reading.index,
-                    channel=reading.sessions.index(session),
-                    n_channels=len(reading.sessions),
-                    deltas=deltas,
-                    audio_s=session.audio_s,
-                    is_last=session.done,
-                    truncated=session.truncated,
-                    error=reading.error if session.done else None,
-                )
+        while following is not None or len(streams):
+            while following is not None and streams.has_room:
+                index, recording = following
+                streams.begin(index, recording, delay_ms=delay_ms)
+                following = next(waiting, None)
+            yield from streams.open()
+            worked = engine.turn()
+            yield from streams.take(worked)
+            if not worked and len(streams):
+                wakeup.wait(LOOK_S)
     finally:
-        for reading in dict.fromkeys(readings.values()):
-            reading.close()
-
-
-def _open(
-    index: int, recording: Iterable[Floats], transcriber: Transcriber, engine: Engine, *, delay_ms: int | None
-) -> _Reading | Progress:
-    """Begin a recording, or say why it cannot be begun: its first block tells how many channels there are."""
-    blocks = iter(recording)
-    try:
-        first = next(blocks, None)
-    except VoxpipeError as exc:
-        return Progress(index, is_last=True, error=exc)
-    if first is None:
-        return Progress(index, is_last=True, error=AudioError("there is no audio in it"))
-    n_channels = 1 if first.ndim == 1 else first.shape[1]
-    sessions = [transcriber.create_streaming_session(transcription_delay_ms=delay_ms) for _ in range(n_channels)]
-    for session in sessions:
-        engine.add(session, live=False)
-    reading = _Reading(index, blocks, sessions)
-    reading.feed(first)
-    return reading
+        streams.close()

@@ -1,7 +1,8 @@
 """From a source to whole 80 ms groups of mel frames, with the silence that the model's schedule asks for.
 
 Silence goes before the stream (the left padding), behind its end, and in at a flush, so that words still pending are
-spoken out. The stream's clock counts real samples only: `time_at` takes inserted silence out again.
+spoken out. The stream's clock counts real samples only, and all of them: `time_at` takes inserted silence out again, and
+puts dropped audio in.
 """
 
 from collections import deque
@@ -17,7 +18,7 @@ from voxpipe.config import (
     EncoderConfig,
 )
 from voxpipe.model.mel import N_FFT, LogMelStream
-from voxpipe.runtime.source import Mark, StreamingAudioSource
+from voxpipe.runtime.source import Gap, Mark, StreamingAudioSource
 
 LOOK_AHEAD_SAMPLES = N_FFT // 2 - HOP_LENGTH  # 40: what the last frame of a token sees beyond it
 AUDIBLE_LOG_MEL = 0.25  # a full-scale tone reaches 1.47, and 0.25 is 10 dB: -49 dBFS
@@ -34,7 +35,8 @@ class FrontEnd:
     """Reads a source, pads it, and computes its mel frames.
 
     Attributes:
-        n_samples: real samples read so far.
+        n_samples: real samples read so far, or dropped before they could be.
+        gaps: (first sample, number) of those that were dropped.
         end_token: first position that lies in the right padding, known once the source is closed.
         ended: all frames there will ever be have been computed.
     """
@@ -47,11 +49,12 @@ class FrontEnd:
         self._n_left = n_left_pad_tokens
         self._n_right = right_pad_tokens(n_delay_tokens)
         self._frames: Floats = np.zeros((0, config.n_mels), np.float32)
-        self._n_inserted = 0  # samples of silence put in by flushes
-        self._inserts: deque[tuple[int, int]] = deque()  # (sample it was put before, samples of silence)
+        self._n_inserted = 0  # samples of silence put in by flushes, less those that were dropped
+        self._inserts: deque[tuple[int, int]] = deque()  # (sample it was put before, samples; of a gap, negative)
         self._removed = 0  # silence of inserts that lie behind us
         self._dirty = False  # audio has come since the last padding
         self.n_samples = 0
+        self.gaps: list[tuple[int, int]] = []
         self.end_token: int | None = None
         self.ended = False
         # of the left padding only the last token sees any audio; what comes before is in the session's first state
@@ -74,7 +77,7 @@ class FrontEnd:
     def time_at(self, slot: float) -> float:
         """Seconds on the stream's clock of a (fractional) 80 ms slot after the left padding; slots must not decrease."""
         sample = slot * SAMPLES_PER_TOKEN
-        while self._inserts and sample >= sum(self._inserts[0]):
+        while self._inserts and sample >= self._inserts[0][0] + max(0, self._inserts[0][1]):
             self._removed += self._inserts.popleft()[1]
         if self._inserts and sample > self._inserts[0][0]:  # inside inserted silence: the moment of the flush
             sample = self._inserts[0][0]
@@ -94,6 +97,8 @@ class FrontEnd:
                 self._flush()
             elif mark is Mark.CLOSE:
                 self._end()
+            elif isinstance(mark, Gap):
+                self._skip(mark.n_samples)
             elif not len(samples) and mark is None:
                 return
 
@@ -105,6 +110,12 @@ class FrontEnd:
         self._n_inserted += n_silence
         self._dirty = False
         self._push(np.zeros(n_silence, np.float32))
+
+    def _skip(self, n_samples: int) -> None:
+        self.gaps.append((self.n_samples, n_samples))
+        self._inserts.append((self.n_samples + self._n_inserted, -n_samples))
+        self.n_samples += n_samples
+        self._n_inserted -= n_samples
 
     def _end(self) -> None:
         n_fed = self.n_samples + self._n_inserted

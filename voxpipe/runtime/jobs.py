@@ -5,12 +5,13 @@ Knows nothing of the model: blocks leave here and come back as progress.
 
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from voxpipe.audio.files import AudioFile, AudioInfo, display_name
+from voxpipe.audio.ffmpeg import Children
+from voxpipe.audio.files import AudioFile, AudioInfo, check_is_file, display_name
 from voxpipe.audio.resample import Samples
-from voxpipe.errors import OutputError, VoxpipeError
+from voxpipe.errors import InputError, OutputError, VoxpipeError
 from voxpipe.output.formats import AudioFacts, Heading
 from voxpipe.output.results import ResultFiles, check_free, output_paths
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from voxpipe.runtime.files import Progress
 
 log = logging.getLogger(__name__)
+
+
+def path_as_text(path: str) -> str:
+    """A path in UTF-8, whatever bytes it is made of."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class FileJob:
@@ -53,6 +59,15 @@ class FileJob:
         self._stem = stem
         self._protected = protected
         self._status: os.stat_result | None = None
+        self._children = Children()
+
+    def __iter__(self) -> Iterator[Samples]:
+        return self.blocks()
+
+    def cancel(self, error: VoxpipeError | None = None) -> None:
+        """Have the reading end soon, with this error. Safe from any thread."""
+        self.error = self.error or error or InputError(f"{display_name(self.path)}: is not read any further")
+        self._children.kill()
 
     def paths(self, channel: int = 0) -> dict[str, str]:
         """The output of each format; of a channel, counted from 0, if each has its own."""
@@ -60,8 +75,7 @@ class FileJob:
         return output_paths(self._stem, self.formats, channel=channel + 1 if self.is_split else None)
 
     def heading(self, channel: int, *, model: str, delay_ms: int) -> Heading:
-        name = os.fsencode(self.path).decode("utf-8", "backslashreplace")  # text, whatever bytes it is made of
-        return Heading(name, model, delay_ms, channel + 1 if self.is_split else None)
+        return Heading(path_as_text(self.path), model, delay_ms, channel + 1 if self.is_split else None)
 
     def blocks(self) -> Iterator[Samples]:
         """Open the file and yield its sound: (n,) float32 of 16 kHz, or (n, channels) if split.
@@ -70,16 +84,25 @@ class FileJob:
             OutputError: an output is there already. Nothing has been read then.
             VoxpipeError: as AudioFile's, or `error`.
         """
-        for path in self.paths().values() if self._stem is not None else ():
-            check_free(path, replace=self.replace)
-            if os.path.realpath(path) in self._protected:
-                raise OutputError(f"{path} is itself one of the files to be read; name another folder")
-        with AudioFile(self.path, split=self.is_split) as file:
+        self._check_outputs()
+        with AudioFile(self.path, split=self.is_split, children=self._children) as file:
             self.info, self._status = file.info, file.status
             for block in file.blocks():
                 if self.error is not None:
                     raise self.error
                 yield block
+
+    def look(self) -> os.stat_result:
+        """Note what the file is, for one that is read elsewhere; errors as far as they can be seen from outside."""
+        self._check_outputs()
+        self._status = check_is_file(self.path)
+        return self._status
+
+    def _check_outputs(self) -> None:
+        for path in self.paths().values() if self._stem is not None else ():
+            check_free(path, replace=self.replace)
+            if os.path.realpath(path) in self._protected:
+                raise OutputError(f"{path} is itself one of the files to be read; name another folder")
 
     def facts(self, audio_s: float) -> AudioFacts:
         """What json says of the file, of which `audio_s` seconds were read."""
@@ -131,7 +154,7 @@ class FileResults:
         try:
             if job.error is None and progress.error is None and progress.n_channels:
                 self._write(progress)
-        except OutputError as exc:
+        except VoxpipeError as exc:
             job.error = exc  # the rest need not be read
             self.discard()
         if not progress.is_last:
@@ -151,14 +174,22 @@ class FileResults:
         job, channel = self._job, progress.channel
         if channel not in self._results:
             heading = job.heading(channel, model=self._model, delay_ms=self._delay_ms)
-            self._results[channel] = ResultFiles(job.paths(channel), heading, replace=job.replace)
+            self._results[channel] = self._begin(channel, heading)
         self._results[channel].add(progress.deltas)
         if progress.is_last:
             self._ends[channel] = progress
         if len(self._ends) == progress.n_channels:
-            for channel in sorted(self._ends, reverse=True):  # where the first one's outputs are, all are
-                end = self._ends[channel]
-                self._results[channel].commit(job.facts(end.audio_s), truncated=end.truncated)
+            for channel, end in self._ends.items():
+                self._results[channel].finish(job.facts(end.audio_s), truncated=end.truncated)
+            self._publish([self._results[channel] for channel in sorted(self._results)])
             self._results.clear()
-            if job.has_changed():
-                log.warning("%s: has changed while it was being read; transcribe it again", display_name(job.path))
+
+    def _begin(self, channel: int, heading: Heading) -> ResultFiles:
+        return ResultFiles(self._job.paths(channel), heading, replace=self._job.replace)
+
+    def _publish(self, results: Sequence[ResultFiles]) -> None:
+        """Give complete outputs their names."""
+        for result in reversed(results):  # where the first one's outputs are, all are
+            result.publish()
+        if self._job.has_changed():
+            log.warning("%s: has changed while it was being read; transcribe it again", display_name(self._job.path))

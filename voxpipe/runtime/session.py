@@ -133,6 +133,16 @@ class StreamingSession:
         return self._source.buffered_s + len(self._waiting) * MS_PER_TOKEN / 1000
 
     @property
+    def blank_run_s(self) -> float:
+        """Seconds of audio for which the model has said nothing, up to its last token."""
+        return self._n_blanks * MS_PER_TOKEN / 1000
+
+    def take_gaps(self) -> list[tuple[float, float]]:
+        """Remove and return the (start, end) seconds of audio that a lossy source has dropped."""
+        gaps, self._front_end.gaps = self._front_end.gaps, []
+        return [(first / SAMPLE_RATE, (first + n) / SAMPLE_RATE) for first, n in gaps]
+
+    @property
     def n_tokens(self) -> int:
         """Tokens sampled so far."""
         return max(0, self._position - self._n_prompt + 1)

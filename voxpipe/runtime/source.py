@@ -8,6 +8,7 @@ import enum
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,13 @@ Floats = NDArray[np.float32]
 class Mark(enum.Enum):
     FLUSH = "flush"
     CLOSE = "close"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Samples that were dropped; the clock goes on over them."""
+
+    n_samples: int
 
 
 def as_samples(samples: ArrayLike) -> Floats:
@@ -58,6 +66,7 @@ class StreamingAudioSource:
     Args:
         sample_rate: of what is appended, in Hz; resampled to 16 kHz on the way in.
         max_buffer_s: seconds of audio after which `append` waits for the reader; None never waits.
+        lossy: never wait; where the buffer is full, drop the older half of it and leave a `Gap`.
         on_change: called after every change, from the thread that made it.
     """
 
@@ -66,13 +75,15 @@ class StreamingAudioSource:
         sample_rate: int = SAMPLE_RATE,
         *,
         max_buffer_s: float | None = None,
+        lossy: bool = False,
         on_change: Callable[[], None] | None = None,
     ) -> None:
         self.sample_rate = sample_rate
         self._resampler = Resampler(sample_rate) if sample_rate != SAMPLE_RATE else None
         self._max_samples = None if max_buffer_s is None else max(1, int(max_buffer_s * SAMPLE_RATE))
+        self._lossy = lossy
         self._on_change = on_change
-        self._items: deque[Floats | Mark] = deque()
+        self._items: deque[Floats | Mark | Gap] = deque()
         self._n_samples = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -110,21 +121,21 @@ class StreamingAudioSource:
         with self._changed:
             while self._items and self._items[0] is not Mark.CLOSE:
                 item = self._items.popleft()
-                if not isinstance(item, Mark):
+                if isinstance(item, np.ndarray):
                     samples.append(item)
             self._n_samples = 0
             ended = self._closed
             self._changed.notify_all()
         return np.concatenate(samples) if samples else np.zeros(0, np.float32), ended
 
-    def take(self, max_samples: int) -> tuple[Floats, Mark | None]:
-        """Return up to `max_samples` that are here, and the mark directly behind them if it was reached."""
+    def take(self, max_samples: int) -> tuple[Floats, Mark | Gap | None]:
+        """Return up to `max_samples` that are here, and the mark or gap directly behind them if it was reached."""
         taken: list[Floats] = []
-        mark: Mark | None = None
+        mark: Mark | Gap | None = None
         with self._changed:
             while self._items:
                 item = self._items[0]
-                if isinstance(item, Mark):
+                if not isinstance(item, np.ndarray):
                     mark = item
                     if mark is not Mark.CLOSE:  # a closed source stays closed
                         self._items.popleft()
@@ -164,10 +175,33 @@ class StreamingAudioSource:
         if len(block):
             self._items.append(block)
             self._n_samples += len(block)
+            if self._lossy and self._max_samples is not None and self._n_samples > self._max_samples:
+                self._drop(self._n_samples - self._max_samples // 2)
             self._changed.notify_all()
 
+    def _drop(self, n_samples: int) -> None:
+        """Turn the oldest samples into a gap, behind the flush that was asked for among them."""
+        self._n_samples -= n_samples
+        n_lost = 0
+        flush = False
+        while n_samples:
+            item = self._items.popleft()
+            if isinstance(item, Gap):
+                n_lost += item.n_samples
+            elif isinstance(item, Mark):
+                flush = True
+            else:
+                n = min(len(item), n_samples)
+                n_lost += n
+                n_samples -= n
+                if n < len(item):
+                    self._items.appendleft(item[n:])
+        self._items.appendleft(Gap(n_lost))
+        if flush:
+            self._items.appendleft(Mark.FLUSH)
+
     def _has_room(self) -> bool:
-        return self._max_samples is None or self._n_samples < self._max_samples or self._closed
+        return self._max_samples is None or self._lossy or self._n_samples < self._max_samples or self._closed
 
     def _put(self, mark: Mark) -> None:
         with self._changed:

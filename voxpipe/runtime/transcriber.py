@@ -99,7 +99,7 @@ class Transcriber:
 
         Args:
             n_expected: how many there will usually be; the caches of new sessions are laid out for it.
-            max_streams: how many at most.
+            max_streams: how many live ones at most.
         """
         self.network.expect_streams(n_expected)
         return Engine(self.runner, max_streams=max_streams)

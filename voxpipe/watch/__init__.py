@@ -1,0 +1,1 @@
+"""Watched folders: recordings in, transcripts out, with the folder itself as the only state."""
