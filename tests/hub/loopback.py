@@ -5,7 +5,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,12 +19,19 @@ class Hub:
     Attributes:
         repositories: OWNER/NAME -> file -> bytes.
         break_after: file -> bytes after which the connection breaks, once.
+        stall_after: file -> bytes after which nothing more comes, though the connection stays.
+        damaged: files of which one byte is another when they are sent.
+        tells_sizes: whether files' sizes are known before they are fetched.
         status: answered to everything, if not 200.
-        asked: (method, path, first byte) of each request for a file.
+        asked: (method, path, first byte) of each request for a file; the method of a look at its head alone is HEADS.
     """
 
     repositories: dict[str, dict[str, bytes]]
     break_after: dict[str, int] = field(default_factory=dict)
+    stall_after: dict[str, int] = field(default_factory=dict)
+    damaged: set[str] = field(default_factory=set)
+    tells_sizes: bool = True
+    stalled: threading.Event = field(default_factory=threading.Event)
     status: int = 200
     asked: list[tuple[str, str, int]] = field(default_factory=list)
     endpoint: str = ""
@@ -66,7 +73,8 @@ class Handler(BaseHTTPRequestHandler):
             ]
             return self.send(200, json.dumps(tree).encode(), with_body=with_body)
         if api:
-            siblings = [{"rfilename": name} for name in files]
+            sized = self.hub.tells_sizes
+            siblings = [{"rfilename": name, **({"size": len(data)} if sized else {})} for name, data in files.items()]
             info = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings, "private": False}
             return self.send(200, json.dumps(info).encode(), with_body=with_body)
         assert resolve is not None
@@ -75,15 +83,32 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, with_body=with_body)
         return self.send_file(name, files[name], with_body=with_body)
 
+    def repository(self) -> str:
+        return "/".join(self.path.split("/")[1:3])
+
     def send_file(self, name: str, data: bytes, *, with_body: bool) -> None:
-        first = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or ["", "0"])[1])
-        self.hub.asked.append((self.command, name, first))
-        headers = {"ETag": f'"{etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if first:
-            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-        body = data[first:]
-        breaks_at = self.hub.break_after.pop(name, None) if with_body else None
-        self.send(206 if first else 200, body, headers, with_body=with_body, n_sent=breaks_at)
+        span = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) or ["", "0", ""]
+        first, last = int(span[1]), min(len(data) - 1, int(span[2] or len(data)))
+        self.hub.asked.append(("HEADS" if span[2] else self.command, name, first))
+        if name in self.hub.damaged:
+            data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+        headers = {
+            "ETag": f'"{etag(self.hub.repositories[self.repository()][name])}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+        }
+        if span[0]:
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+        body = data[first : last + 1]
+        is_fetched = with_body and not span[2]
+        breaks_at = self.hub.break_after.pop(name, None) if is_fetched else None
+        stalls_at = self.hub.stall_after.pop(name, None) if is_fetched else None
+        self.send(206 if span[0] else 200, body, headers, with_body=with_body, n_sent=breaks_at or stalls_at)
+        if stalls_at is not None:
+            self.wfile.flush()
+            self.hub.stalled.set()
+            with suppress(ConnectionError):
+                self.rfile.read(1)  # until the client has gone
 
     def send(
         self,

@@ -4,7 +4,13 @@ Only safetensors are opened, never pickles. A file's header says where its last 
 off is noticed before any tensor is touched.
 """
 
+import base64
+import hashlib
+import importlib.metadata
 import json
+import re
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ from voxpipe.errors import ModelError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+GIT_HASH, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -92,3 +99,34 @@ def check_safetensors(path: Path) -> None:
         raise ModelError(f"{path} is not a safetensors file; fetch it again") from exc
     if header is None or size != 8 + header_bytes + max(ends, default=0):
         raise ModelError(f"{path} is truncated or damaged ({size} bytes); fetch it again")
+
+
+def matches_published_hash(path: Path) -> bool | None:
+    """Whether a file has the hash under which it was published; None if nobody has written that down."""
+    expected = _recorded_hashes().get(path.resolve())
+    if expected is not None:
+        digest = base64.urlsafe_b64encode(_digest(path, "sha256").digest()).decode().rstrip("=")
+        return digest == expected
+    blob = path.resolve().name  # the hub's cache names files by what they hold
+    if SHA256.fullmatch(blob):
+        return _digest(path, "sha256").hexdigest() == blob
+    if GIT_HASH.fullmatch(blob):
+        return _digest(path, "sha1", b"blob %d\0" % path.stat().st_size).hexdigest() == blob
+    return None
+
+
+def _digest(path: Path, name: str, prefix: bytes = b"") -> "hashlib._Hash":
+    digest = hashlib.new(name, prefix, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest
+
+
+@cache
+def _recorded_hashes() -> dict[Path, str]:
+    """What the installed package's own record says of its files."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        files = importlib.metadata.files("voxpipe") or []
+        return {Path(str(file.locate())).resolve(): file.hash.value for file in files if file.hash}
+    return {}

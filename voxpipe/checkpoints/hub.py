@@ -6,12 +6,20 @@ The local cache is asked first and without a network; only an explicit name fetc
 import logging
 import os
 import re
+import shutil
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from voxpipe.checkpoints.files import config_file, weight_files
+from voxpipe.checkpoints.fetch import blobs, fetch
+from voxpipe.checkpoints.files import config_file, matches_published_hash, read_json, weight_files
+from voxpipe.config import ModelConfig
 from voxpipe.errors import ModelError, UnavailableError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +45,8 @@ def resolve(model: str | PathLike[str], *, fetch: bool = True) -> Choice:
     """Find a model.
 
     Args:
-        model: "auto", "tiny", one of `REPOSITORIES`, a directory, or OWNER/NAME on the hub.
+        model: "auto", "tiny", one of `REPOSITORIES`, a directory, or OWNER/NAME on the hub; the last and the names
+            that stand for one may be followed by @REVISION.
         fetch: whether a repository that is not in the cache may be fetched.
 
     Raises:
@@ -52,16 +61,21 @@ def resolve(model: str | PathLike[str], *, fetch: bool = True) -> Choice:
     path = Path(name).expanduser()
     if name and path.is_dir():
         return Choice(path.resolve().name, path)
+    name, revision = split_revision(name)
     repository = REPOSITORIES.get(name, name)
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         known = ", ".join(("tiny", *REPOSITORIES))
-        raise ModelError(f"there is no model {name!r}: name one of {known}, a directory, or OWNER/NAME on the hub")
-    cached = find_cached(repository)
+        raise ModelError(
+            f"there is no model {os.fspath(model)!r}: name one of {known}, a directory, or OWNER/NAME on the hub"
+        )
+    cached = find_cached(repository, revision)
     if cached is not None:
-        return Choice(name, cached)
+        return Choice(os.fspath(model), cached)
     if not fetch:
-        raise ModelError(f"the model {name!r} is not in the local cache; fetch it with: voxpipe pull {name}")
-    return Choice(name, pull(repository))
+        raise ModelError(
+            f"the model {os.fspath(model)!r} is not in the local cache; fetch it with: voxpipe pull {model}"
+        )
+    return Choice(os.fspath(model), pull(repository, revision=revision))
 
 
 def _auto() -> Choice:
@@ -72,16 +86,25 @@ def _auto() -> Choice:
     return Choice("tiny", TINY)
 
 
-def find_cached(repository: str) -> Path | None:
+def split_revision(model: str) -> tuple[str, str | None]:
+    """OWNER/NAME@REVISION in its parts; without one, the second is None."""
+    name, _, revision = model.partition("@")
+    return name, revision or None
+
+
+def find_cached(repository: str, revision: str | None = None) -> Path | None:
     """The local snapshot of a repository that has all of a model, without touching the network.
 
     `snapshot_download(local_files_only=True)` is of no use here: it wants every file of the repository.
+
+    Args:
+        revision: a branch, a tag or a commit; None for the main branch.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        tekken = try_to_load_from_cache(repository, "tekken.json")
+        tekken = try_to_load_from_cache(repository, "tekken.json", revision=revision)
     except HFValidationError as exc:
         raise ModelError(f"{repository!r} is not the name of a repository: {exc}") from exc
     if not isinstance(tekken, str):
@@ -99,21 +122,34 @@ def find_cached(repository: str) -> Path | None:
 def pull(repository: str, *, revision: str | None = None) -> Path:
     """Fetch a repository into the local cache, resuming what is already there, with its progress on stderr.
 
+    What it is and whether it fits is seen by the heads of its files, before any of them is fetched; what is here in the end
+    has the hashes that the hub gives, and what is damaged is fetched again.
+
+    Args:
+        revision: a branch, a tag or a commit; None for the main branch.
+
     Raises:
-        UnavailableError: there is no network, or the hub refuses.
+        UnavailableError: there is no network, or the hub refuses, or there is no room.
         ModelError: there is no such repository, or it is not a Voxtral Realtime model.
     """
-    from huggingface_hub import HfApi, errors, snapshot_download
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
 
     try:
-        present = {file.rfilename for file in HfApi().model_info(repository, revision=revision).siblings or []}
-        if "tekken.json" not in present:
-            raise ModelError(f"{repository} has no tekken.json: it is not a Voxtral Realtime model")
-        twice = {"consolidated.safetensors", "params.json"} <= present  # the same weights in a second layout beside
-        ignored = ["model*.safetensors", "model*.safetensors.index.json", "config.json"] if twice else None
-        directory = snapshot_download(
-            repository, revision=revision, allow_patterns=list(FILES), ignore_patterns=ignored
-        )
+        api = HfApi()
+        info = api.model_info(repository, revision=revision, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        wanted = _wanted(repository, set(sizes))
+        cache = Path(constants.HF_HUB_CACHE)
+        cached = find_cached(repository, info.sha)
+        is_new = cached is None or bool(_discard_damaged(cached, wanted))
+        if is_new and info.sha is not None:
+            _check_room(repository, sum(sizes[name] for name in wanted), cache)
+            _check_layout(api, repository, info.sha, wanted)
+            weights = [name for name in wanted if name.endswith(".safetensors")]
+            snapshot_download(repository, revision=revision, allow_patterns=sorted(set(wanted) - set(weights)))
+            for name in weights:
+                fetch(repository, name, info.sha, cache)
+        directory = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except errors.RepositoryNotFoundError as exc:
         raise ModelError(f"the hub has no repository {repository!r} that you may read") from exc
     except errors.RevisionNotFoundError as exc:
@@ -126,5 +162,60 @@ def pull(repository: str, *, revision: str | None = None) -> Path:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise UnavailableError(f"cannot fetch {repository}: {reason}; what came so far is kept, try again") from exc
     except OSError as exc:
+        if isinstance(exc, UnavailableError):
+            raise
         raise UnavailableError(f"cannot store {repository}: {exc.strerror or exc}") from exc
-    return Path(directory)
+    damaged = _discard_damaged(directory, wanted) if is_new else []
+    if damaged:
+        raise UnavailableError(f"{', '.join(damaged)} of {repository} came damaged and was thrown away; try again")
+    return directory
+
+
+def _wanted(repository: str, present: set[str]) -> list[str]:
+    """The files of a repository that make up one model."""
+    if "tekken.json" not in present:
+        raise ModelError(f"{repository} has no tekken.json: it is not a Voxtral Realtime model")
+    if {"consolidated.safetensors", "params.json"} <= present:  # the same weights may be there in a second layout, too
+        return ["consolidated.safetensors", "params.json", "tekken.json"]
+    return sorted(name for name in present if any(fnmatch(name, pattern) for pattern in FILES) and "/" not in name)
+
+
+def _check_room(repository: str, needed: int, cache: Path) -> None:
+    """Raise UnavailableError if the disk has no room for what is still to come."""
+    folder = blobs(repository, cache)
+    there = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+    place = next(path for path in (cache, *cache.parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed - there > free:
+        raise UnavailableError(
+            f"cannot store {repository}: it takes {(needed - there) / 1e9:.2f} GB more, and {place} has {free / 1e9:.2f}; "
+            "make room, or set HF_HOME to a folder on another disk"
+        )
+
+
+def _check_layout(api: "HfApi", repository: str, revision: str | None, wanted: list[str]) -> None:
+    """Raise ModelError unless the heads of the files are those of a model, in any layout."""
+    from huggingface_hub import errors, hf_hub_download
+
+    from voxpipe.checkpoints.load import check_tensors
+
+    names: list[str] = []
+    try:
+        for name in (name for name in wanted if name.endswith(".safetensors")):
+            names += api.parse_safetensors_file_metadata(repository, name, revision=revision).tensors
+    except errors.SafetensorsParsingError as exc:
+        raise ModelError(f"{repository} has a {name} that is no safetensors file") from exc
+    described = next((name for name in ("config.json", "params.json") if name in wanted), None)
+    if not names or described is None:
+        raise ModelError(f"{repository} has no weights in safetensors, or nothing that describes them")
+    config = read_json(Path(hf_hub_download(repository, described, revision=revision)))
+    check_tensors(repository, ModelConfig.from_json(config), names)
+
+
+def _discard_damaged(directory: Path, names: list[str]) -> list[str]:
+    """Delete the files of a snapshot that do not have their published hash, and return which."""
+    damaged = [name for name in names if matches_published_hash(directory / name) is False]
+    for name in damaged:
+        (directory / name).resolve().unlink()
+        (directory / name).unlink(missing_ok=True)
+    return damaged

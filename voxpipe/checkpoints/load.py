@@ -5,6 +5,7 @@ listed. A module is quantized when its `.scales` exist, whatever the JSON says. 
 quantized weights (the CPU), they are dequantized once, here.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,20 +59,31 @@ def read_checkpoint(directory: Path) -> Checkpoint:
             raise ModelError(f"cannot load {path}: {exc}") from exc
         assert isinstance(loaded, dict)
         raw.update(loaded)
-    layout = recognise(raw)
-    tensors: dict[str, mx.array] = {}
-    unknown = []
-    for name, tensor in raw.items():
-        if name in layout.tied:
-            continue
-        our_name = layout.our_name(name)
-        if our_name is None:
-            unknown.append(name)
-        else:
-            tensors[our_name] = _laid_out(layout, our_name, tensor, config, directory)
-    if unknown:
-        raise ModelError(f"{directory} has {_list(unknown)} unknown to Voxtral Realtime in the {layout.name} layout")
+    layout, our_names = _rename(directory, raw)
+    tensors = {ours: _laid_out(layout, ours, raw[theirs], config, directory) for ours, theirs in our_names.items()}
     return Checkpoint(directory, layout, config, tensors)
+
+
+def check_tensors(where: object, config: ModelConfig, names: Iterable[str]) -> Layout:
+    """Say by the names of a checkpoint's tensors alone in which layout it is.
+
+    Raises:
+        ModelError: there are too many of them or too few; names `where`.
+    """
+    layout, our_names = _rename(where, names)
+    _check_places(where, layout, set(our_names), VoxtralRealtime(config))
+    return layout
+
+
+def _rename(where: object, names: Iterable[str]) -> tuple[Layout, dict[str, str]]:
+    """The layout, and our name of each tensor -> theirs."""
+    names = list(names)
+    layout = recognise(names)
+    translated = {name: layout.our_name(name) for name in names if name not in layout.tied}
+    unknown = [name for name, ours in translated.items() if ours is None]
+    if unknown:
+        raise ModelError(f"{where} has {_list(unknown)} unknown to Voxtral Realtime in the {layout.name} layout")
+    return layout, {ours: name for name, ours in translated.items() if ours is not None}
 
 
 def _laid_out(layout: Layout, our_name: str, tensor: mx.array, config: ModelConfig, directory: Path) -> mx.array:
@@ -84,7 +96,16 @@ def _laid_out(layout: Layout, our_name: str, tensor: mx.array, config: ModelConf
 def build_network(
     checkpoint: Checkpoint, *, dtype: mx.Dtype | None = None, dequantize: bool | None = None
 ) -> VoxtralRealtime:
-    """Make the network and fill it.
+    """Make the network and fill it; arguments and errors as for `assemble_network`."""
+    network = assemble_network(checkpoint, dtype=dtype, dequantize=dequantize)
+    mx.eval(network.parameters())
+    return network
+
+
+def assemble_network(
+    checkpoint: Checkpoint, *, dtype: mx.Dtype | None = None, dequantize: bool | None = None
+) -> VoxtralRealtime:
+    """Make the network and put every tensor into its place, reading none of them yet.
 
     Args:
         dtype: of weights and activations; by default the checkpoint's own on a GPU, float32 on the CPU, whose
@@ -99,7 +120,7 @@ def build_network(
     dequantize = on_cpu if dequantize is None else dequantize
     network = VoxtralRealtime(checkpoint.config)
     tensors = dict(checkpoint.tensors)
-    _check_places(checkpoint, network)
+    _check_places(checkpoint.directory, checkpoint.layout, set(tensors), network)
     for path, module in network.named_modules():
         if f"{path}.scales" not in tensors:
             continue
@@ -133,8 +154,20 @@ def build_network(
         tensors[name] = tensor.astype(dtype)
     network.load_weights(list(tensors.items()), strict=False)  # quantized modules hold theirs already
     network.freeze()
-    mx.eval(network.parameters())
     return network
+
+
+def quantization_of(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """(bits, group size) of its quantized weights, by their shapes; None if there are none, the smallest if they differ."""
+    network = VoxtralRealtime(checkpoint.config)
+    found = []
+    for path, module in network.named_modules():
+        parts = [checkpoint.tensors.get(f"{path}.{kind}") for kind in ("weight", "scales", "biases")]
+        weight, scales, biases = parts
+        if weight is not None and scales is not None and biases is not None:
+            quantization = _quantization(module, weight, scales, biases)
+            found += [quantization] if quantization else []
+    return min(found, default=None)
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -144,19 +177,19 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     )
 
 
-def _check_places(checkpoint: Checkpoint, network: VoxtralRealtime) -> None:
+def _check_places(where: object, layout: Layout, our_names: set[str], network: VoxtralRealtime) -> None:
     expected = {name for name, _ in tree_flatten(network.parameters())}
-    known = expected | {name for name in checkpoint.tensors if name.endswith(".scales")}
-    missing = [checkpoint.layout.their_name(name) for name in sorted(expected - set(checkpoint.tensors))]
+    known = expected | {name for name in our_names if name.endswith(".scales")}
+    missing = [layout.their_name(name) for name in sorted(expected - our_names)]
     extra = [
-        checkpoint.layout.their_name(name)
-        for name in sorted(set(checkpoint.tensors) - expected)
+        layout.their_name(name)
+        for name in sorted(our_names - expected)
         if not (name.endswith((".scales", ".biases")) and {_sibling(name, "weight"), _sibling(name, "scales")} <= known)
     ]
     if missing:
-        raise ModelError(f"{checkpoint.directory} lacks {_list(missing)}; fetch the model again")
+        raise ModelError(f"{where} lacks {_list(missing)}; fetch the model again")
     if extra:
-        raise ModelError(f"{checkpoint.directory} has {_list(extra)} that its configuration has no place for")
+        raise ModelError(f"{where} has {_list(extra)} that its configuration has no place for")
 
 
 def _sibling(name: str, kind: str) -> str:
