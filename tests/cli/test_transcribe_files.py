@@ -353,13 +353,13 @@ def test_a_file_that_changes_while_it_is_read(
     path = speech(tmp_path / "a.wav", repeats=2)
     from voxpipe.output import results
 
-    commit = results.ResultFiles.commit
+    publish = results.ResultFiles.publish
 
     def replaced_meanwhile(*arguments: Any, **options: Any) -> None:
-        commit(*arguments, **options)
+        publish(*arguments, **options)
         speech(path)
 
-    monkeypatch.setattr(results.ResultFiles, "commit", replaced_meanwhile)
+    monkeypatch.setattr(results.ResultFiles, "publish", replaced_meanwhile)
     assert transcribe("-o", out, path) == EX_OK
     assert caplog.messages == [f"{path}: has changed while it was being read; transcribe it again"]
 

@@ -11,7 +11,9 @@ from voxpipe.cli.options import load_model, model_options
 from voxpipe.errors import InputError, UnavailableError, UsageError
 from voxpipe.output.events import JsonLines
 from voxpipe.service.attach import Attachment, connect, model_of
-from voxpipe.service.protocol import CHUNKS, Header, default_socket
+from voxpipe.service.protocol import CHUNKS, MAX_LAG_S, Header, default_socket
+
+MAX_NAME = 100
 
 
 @click.command()
@@ -44,6 +46,19 @@ from voxpipe.service.protocol import CHUNKS, Header, default_socket
     metavar="S",
     help="Also report every so many seconds that a stream is alive, and how far behind.",
 )
+@click.option("--name", metavar="NAME", help="Of the stream in its events. [default: stdin, or the source's]")
+@click.option(
+    "--realtime",
+    is_flag=True,
+    help="The audio is live: block its writer as late as possible (five minutes), and report when the model lags.",
+)
+@click.option(
+    "--max-lag",
+    "max_lag_s",
+    type=click.FloatRange(min=1, max=MAX_LAG_S),
+    metavar="S",
+    help="Live audio, never blocked: drop some rather than lag by more than so many seconds, and report the gap.",
+)
 @click.option(
     "--daemon",
     type=click.Choice(["auto", "never", "require"]),
@@ -59,6 +74,9 @@ def listen(
     channels: int,
     segment_pause_ms: int | None,
     heartbeat_s: float | None,
+    name: str | None,
+    realtime: bool,
+    max_lag_s: float | None,
     daemon: str,
     delay_ms: int | None,
     dtype: str | None,
@@ -73,6 +91,8 @@ def listen(
     for path in paths:
         if paths.count(path) > 1:
             raise UsageError(f"{path} is named twice; a source can be read only once")
+    if name is not None and (len(paths) > 1 or not 0 < len(name) <= MAX_NAME):
+        raise UsageError(f"--name names one source, with 1 to {MAX_NAME} characters; several have their own names")
     if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
         state = "closed" if sys.stdin is None else "a terminal"
         raise InputError(f"standard input is {state}; pipe audio in or name a source")
@@ -84,7 +104,9 @@ def listen(
             delay_ms=delay_ms,
             segment_pause_ms=segment_pause_ms,
             heartbeat_s=heartbeat_s,
-            name="stdin",
+            realtime=realtime,
+            max_lag_s=max_lag_s,
+            name=name or "stdin",
             source="-",
             framing=CHUNKS,
         )
@@ -103,8 +125,10 @@ def listen(
         delay_ms=delay_ms,
         segment_pause_s=None if segment_pause_ms is None else segment_pause_ms / 1000,
         heartbeat_s=heartbeat_s,
+        realtime=realtime,
+        max_lag_s=max_lag_s,
     )
-    listener = Listener(paths, audio_options, stream_options, JsonLines(sys.stdout.buffer))
+    listener = Listener(paths, audio_options, stream_options, JsonLines(sys.stdout.buffer), name=name)
     return listener.run(lambda: load_model(model, dtype))
 
 

@@ -10,12 +10,15 @@ import click
 
 from voxpipe import __version__
 from voxpipe.cli.bench import bench
+from voxpipe.cli.captions import captions
 from voxpipe.cli.doctor import doctor
 from voxpipe.cli.listen import listen
-from voxpipe.cli.models import convert, pull
+from voxpipe.cli.models import convert, info, list_models, pull, remove
 from voxpipe.cli.serve import serve, status
 from voxpipe.cli.service import service
+from voxpipe.cli.top import top
 from voxpipe.cli.transcribe import transcribe
+from voxpipe.cli.watch import watch
 from voxpipe.errors import EX_IOERR, EX_OK, EX_USAGE, VoxpipeError
 from voxpipe.output.events import silence_output
 
@@ -76,11 +79,17 @@ def cli() -> None:
 
 cli.add_command(listen)
 cli.add_command(transcribe)
+cli.add_command(watch)
 cli.add_command(serve)
 cli.add_command(status)
+cli.add_command(top)
+cli.add_command(captions)
 cli.add_command(service)
 cli.add_command(doctor)
 cli.add_command(pull)
+cli.add_command(list_models)
+cli.add_command(info)
+cli.add_command(remove)
 cli.add_command(convert)
 cli.add_command(bench)
 

@@ -22,11 +22,21 @@ class Estimate:
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes = sizes
+        self._sizes = list(sizes)
         self._read_s = [0.0] * len(sizes)
         self._whole_s: dict[int, float] = {}  # of those whose length is known
         self._n_known_bytes = 0
         self.n_done = 0
+
+    def add(self, size: int) -> int:
+        """One more recording, of so many bytes; return its index."""
+        self._sizes.append(size)
+        self._read_s.append(0.0)
+        return len(self._sizes) - 1
+
+    @property
+    def n_files(self) -> int:
+        return len(self._sizes)
 
     @property
     def read_s(self) -> float:
@@ -65,8 +75,12 @@ class Estimate:
 
 
 @contextmanager
-def progress_bar(estimate: Estimate, n_files: int, *, shown: bool) -> Iterator["ProgressBar"]:
-    """A bar on stderr while the block lasts, with log lines above it; nothing if it is not `shown`."""
+def progress_bar(estimate: Estimate, n_files: int | None = None, *, shown: bool) -> Iterator["ProgressBar"]:
+    """A bar on stderr while the block lasts, with log lines above it; nothing if it is not `shown`.
+
+    Args:
+        n_files: of the estimate, which may have more of them.
+    """
     if not shown:
         yield ProgressBar(None, estimate, n_files)
         return
@@ -81,7 +95,7 @@ def progress_bar(estimate: Estimate, n_files: int, *, shown: bool) -> Iterator["
 class ProgressBar:
     """Draws an estimate, now and then."""
 
-    def __init__(self, bar: "tqdm[None] | None", estimate: Estimate, n_files: int) -> None:
+    def __init__(self, bar: "tqdm[None] | None", estimate: Estimate, n_files: int | None) -> None:
         self._bar = bar
         self._estimate = estimate
         self._n_files = n_files
@@ -93,8 +107,19 @@ class ProgressBar:
             return
         self._drawn_at = now
         self._bar.n = self._estimate.share
-        self._bar.unit = status(self._estimate, self._n_files, wall_s=now - self._started_at)
+        n_files = self._estimate.n_files if self._n_files is None else self._n_files
+        self._bar.unit = status(self._estimate, n_files, wall_s=now - self._started_at)
         self._bar.refresh()
+
+    def restart(self, estimate: Estimate) -> None:
+        """Draw another estimate from now on."""
+        self._estimate = estimate
+        self._started_at = time.monotonic()
+
+    def clear(self) -> None:
+        """Remove what was drawn."""
+        if self._bar is not None:
+            self._bar.clear()
 
 
 def status(estimate: Estimate, n_files: int, *, wall_s: float) -> str:

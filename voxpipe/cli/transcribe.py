@@ -1,30 +1,31 @@
 """`voxpipe transcribe`: files in, text, captions or JSON out."""
 
 import glob
-import io
 import logging
 import os
-import signal
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from voxpipe.cli.cluster import check_send, cluster_options, connect
+from voxpipe.cli.interrupts import Interrupted, Interrupts
 from voxpipe.cli.options import load_model, model_options
+from voxpipe.cli.stdout import EventResults, StdoutResults, Turns
 from voxpipe.errors import EX_OK, UsageError, VoxpipeError
 from voxpipe.output.events import JsonLines
-from voxpipe.output.formats import FORMATS, Events, Format
+from voxpipe.output.formats import FORMATS
 from voxpipe.output.results import Source, check_directory, make_directory, output_stems
 
 if TYPE_CHECKING:
     from voxpipe.runtime.files import Progress
     from voxpipe.runtime.jobs import FileJob
-    from voxpipe.runtime.transcriber import Transcriber
 
 log = logging.getLogger(__name__)
+
+Begun = tuple[dict[str, Any], "Generator[Progress, None, None]"]  # `model` and `delay_ms`, and what comes of the files
 
 STDOUT = "-"
 ONE_AT_A_TIME = ("srt", "vtt")  # two of them behind each other are not a third
@@ -80,6 +81,7 @@ class Formats(click.ParamType[tuple[str, ...]]):
     show_default=True,
     help="Files decoded at once, as one batch; each needs memory for its caches.",
 )
+@cluster_options
 @model_options
 def transcribe(
     files: tuple[str, ...],
@@ -89,6 +91,8 @@ def transcribe(
     skip_existing: bool,
     channels: str,
     jobs: int,
+    cluster: str | None,
+    send: bool,
     delay_ms: int | None,
     dtype: str | None,
     model: str | None,
@@ -102,6 +106,7 @@ def transcribe(
     names = tuple(dict.fromkeys(name for group in formats for name in group))
     if force and skip_existing:
         raise UsageError("--force and --skip-existing contradict each other")
+    check_send(cluster, send=send)
     sources = find_sources(files)
     is_split = channels == "split"
     if output == STDOUT:
@@ -113,44 +118,60 @@ def transcribe(
         make_directory(output)
     if not jobs_to_do:
         return EX_OK
+    n_at_once = min(jobs, len(jobs_to_do))
+    if cluster is None:
+        begun = _begin_here(jobs_to_do, model, dtype, n_at_once=n_at_once, delay_ms=delay_ms)
+    else:
+        begun = _begin_on(cluster, jobs_to_do, model, dtype, n_at_once=n_at_once, delay_ms=delay_ms, send=send)
+    shows_bar = sys.stderr.isatty() and (output != STDOUT or not sys.stdout.isatty())
     try:
-        with Interrupts() as interrupts:
-            transcriber = load_model(model, dtype)
-            return _run(jobs_to_do, transcriber, names[0], output, delay_ms, min(jobs, len(jobs_to_do)), interrupts)
+        with Interrupts() as interrupts, begun as (how, turns):
+            results = _results(jobs_to_do, names[0], output, how)
+            return carry(turns, jobs_to_do, results, interrupts, shows_bar=shows_bar)
     except Interrupted as exc:  # while the model was loaded
         log.error("interrupted; 0 of %d files are finished", len(jobs_to_do))
         return 128 + exc.number
 
 
-def _run(
-    jobs: "list[FileJob]",
-    transcriber: "Transcriber",
-    format: str,
-    output: str,
-    delay_ms: int | None,
-    n_at_once: int,
-    interrupts: "Interrupts",
-) -> int:
+@contextmanager
+def _begin_here(
+    jobs: "list[FileJob]", model: str | None, dtype: str | None, *, n_at_once: int, delay_ms: int | None
+) -> Iterator[Begun]:
     from voxpipe.runtime.files import transcribe_together
+
+    transcriber = load_model(model, dtype)
+    how = {"model": transcriber.name, "delay_ms": delay_ms or transcriber.config.transcription_delay_ms}
+    yield how, transcribe_together(jobs, transcriber, jobs=n_at_once, delay_ms=delay_ms)
+
+
+@contextmanager
+def _begin_on(
+    address: str,
+    jobs: "list[FileJob]",
+    model: str | None,
+    dtype: str | None,
+    *,
+    n_at_once: int,
+    delay_ms: int | None,
+    send: bool,
+) -> Iterator[Begun]:
+    with connect(address, model, dtype) as cluster:
+        from voxpipe.cluster.files import transcribe_on
+
+        how = {"model": cluster.facts.name, "delay_ms": delay_ms or cluster.facts.delay_ms}
+        yield how, transcribe_on(cluster, jobs, n_at_once=n_at_once, delay_ms=delay_ms, send=send)
+
+
+def _results(jobs: "list[FileJob]", format: str, output: str, how: dict[str, Any]) -> "list[Results]":
     from voxpipe.runtime.jobs import FileResults
 
-    how: dict[str, Any] = {
-        "model": transcriber.name,
-        "delay_ms": delay_ms or transcriber.config.transcription_delay_ms,
-    }
-    results: list[Results]
     if output != STDOUT:
-        results = [FileResults(job, **how) for job in jobs]
-    elif format == "jsonl":
+        return [FileResults(job, **how) for job in jobs]
+    if format == "jsonl":
         JsonLines(sys.stdout.buffer).ready(**how)
-        results = [EventResults(job, **how) for job in jobs]
-    else:
-        turns = Turns(len(jobs))
-        results = [StdoutResults(job, turns, n, format, **how) for n, job in enumerate(jobs)]
-    shows_bar = sys.stderr.isatty() and (output != STDOUT or not sys.stdout.isatty())
-    recordings = (job.blocks() for job in jobs)
-    progress = transcribe_together(recordings, transcriber, jobs=n_at_once, delay_ms=delay_ms)
-    return carry(progress, jobs, results, interrupts, shows_bar=shows_bar)
+        return [EventResults(job, **how) for job in jobs]
+    turns = Turns(len(jobs))
+    return [StdoutResults(job, turns, n, format, **how) for n, job in enumerate(jobs)]
 
 
 class Results(Protocol):
@@ -167,7 +188,7 @@ def carry(
     turns: Generator["Progress", None, None],
     jobs: "list[FileJob]",
     results: Sequence[Results],
-    interrupts: "Interrupts",
+    interrupts: Interrupts,
     *,
     shows_bar: bool,
 ) -> int:
@@ -263,143 +284,3 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except (OSError, ValueError):  # it will be named when its turn comes
         return 0
-
-
-class Turns:
-    """Lets several files write to stdout in their order; those whose turn it is not are held back."""
-
-    def __init__(self, n_files: int) -> None:
-        self._held: list[bytearray] = [bytearray() for _ in range(n_files)]
-        self._ended = [False] * n_files
-        self._current = 0
-
-    def write(self, index: int, data: bytes, *, is_last: bool) -> None:
-        """Take what file `index` has to say and write what may be written."""
-        self._held[index] += data
-        self._ended[index] |= is_last
-        while self._current < len(self._held):
-            held = self._held[self._current]
-            if held:
-                sys.stdout.buffer.write(held)
-                sys.stdout.buffer.flush()
-                held.clear()
-            if not self._ended[self._current]:
-                return
-            self._current += 1
-
-
-class StdoutResults:
-    """The transcripts of one file for stdout, one channel after the other."""
-
-    def __init__(self, job: "FileJob", turns: Turns, index: int, format: str, **how: Any) -> None:
-        self._job = job
-        self._turns = turns
-        self._index = index
-        self._format = format
-        self._how = how
-        self._channels: list[io.BytesIO] = []
-        self._formats: list[Format] = []
-        self._n_ended = 0
-
-    def add(self, progress: "Progress") -> VoxpipeError | None:
-        """Write what is known of the first channel, and the others when all have ended."""
-        for channel in range(len(self._formats), progress.n_channels):
-            self._channels.append(io.BytesIO())
-            self._formats.append(FORMATS[self._format](self._channels[-1], self._job.heading(channel, **self._how)))
-        if progress.n_channels:
-            _put(progress, self._formats[progress.channel], self._job)
-        self._n_ended += progress.is_last
-        has_ended = self._n_ended >= max(1, progress.n_channels)
-        written = b"".join(map(_drain, self._channels if has_ended else self._channels[:1]))
-        self._turns.write(self._index, written, is_last=has_ended)
-        return progress.error
-
-    def discard(self) -> None:
-        """What was written is written."""
-
-
-class EventResults:
-    """The events of one file for stdout, written at once: they say which file they are about."""
-
-    def __init__(self, job: "FileJob", **how: Any) -> None:
-        self._job = job
-        self._how = how
-        self._open: dict[int, Events] = {}
-        self._audio_s = 0.0
-
-    def add(self, progress: "Progress") -> VoxpipeError | None:
-        channel = progress.channel
-        if channel not in self._open:
-            heading = self._job.heading(channel, **self._how)
-            self._open[channel] = Events(sys.stdout.buffer, heading, is_alone=False)
-        self._audio_s = progress.audio_s
-        _put(progress, self._open[channel], self._job)
-        if progress.is_last:
-            del self._open[channel]
-        return progress.error
-
-    def discard(self) -> None:
-        for events in self._open.values():
-            events.stop(audio_s=self._audio_s)
-        self._open.clear()
-
-
-def _put(progress: "Progress", format: Format, job: "FileJob") -> None:
-    format.add(progress.deltas)
-    if progress.error is not None:
-        format.fail(progress.error.code, job.explain(progress.error), audio_s=progress.audio_s)
-    elif progress.is_last:
-        format.finish(job.facts(progress.audio_s), truncated=progress.truncated)
-
-
-def _drain(buffer: io.BytesIO) -> bytes:
-    """Take what has been written to a buffer."""
-    data = buffer.getvalue()
-    buffer.seek(0)
-    buffer.truncate()
-    return data
-
-
-class Interrupted(BaseException):
-    """A signal asks for the end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-class Interrupts:
-    """Makes SIGINT and SIGTERM raise Interrupted while the block lasts; the second of them acts as it does anywhere."""
-
-    def __init__(self) -> None:
-        self._is_held_back = False
-        self._pending: int | None = None
-
-    def __enter__(self) -> "Interrupts":
-        heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]  # as `&` has it
-        self._previous = {number: signal.signal(number, self._on_signal) for number in heeded}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    @contextmanager
-    def held_back(self) -> Iterator[None]:
-        """Let a signal wait until the block has ended."""
-        self._is_held_back = True
-        try:
-            yield
-        finally:
-            self._is_held_back = False
-        if self._pending is not None:
-            raise Interrupted(self._pending)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._restore()
-        self._pending = number
-        if not self._is_held_back:
-            raise Interrupted(number)
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
