@@ -3,13 +3,10 @@
 Every check looks at the real thing and returns a `Finding`; none of them changes anything.
 """
 
-import base64
 import ctypes
-import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import socket
 import stat
 import sys
@@ -21,7 +18,7 @@ from pathlib import Path
 
 from voxpipe import __version__, accelerate
 from voxpipe.audio import ffmpeg
-from voxpipe.checkpoints.files import check_safetensors, config_file, weight_files
+from voxpipe.checkpoints.files import check_safetensors, config_file, matches_published_hash, weight_files
 from voxpipe.checkpoints.hub import TINY, Choice, resolve
 from voxpipe.config import SAMPLE_RATE
 from voxpipe.errors import ModelError, VoxpipeError
@@ -29,7 +26,6 @@ from voxpipe.service.attach import ask_status
 from voxpipe.service.protocol import default_socket
 
 SPEED_S = 10.0  # of audio
-GIT_HASH, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 WORKING_BYTES = 512 << 20  # beside the weights: the process, caches of a few streams
 
 
@@ -110,10 +106,9 @@ def model_files(choice: Choice) -> Finding:
         if not tokenizer.exists():
             raise ModelError(f"{choice.directory} has no tekken.json")
         paths = [*weights, config_file(choice.directory), tokenizer]
-        recorded = _recorded_hashes()
         n_checked = 0
         for path in paths:
-            matches = _matches(path, recorded)
+            matches = matches_published_hash(path)
             if matches is False:
                 raise ModelError(f"{path} is damaged: its hash is not the one it was published with")
             n_checked += matches is not None
@@ -213,33 +208,3 @@ def speed() -> Finding:
     if rtf < 1:
         return Finding("speed", value)
     return Finding("speed", f"{value}, too long for live audio; look for what else is running", "top")
-
-
-def _matches(path: Path, recorded: dict[Path, str]) -> bool | None:
-    """Whether a file has the hash under which it was published; None if nobody has written that down."""
-    expected = recorded.get(path.resolve())
-    if expected is not None:
-        digest = base64.urlsafe_b64encode(_digest(path, "sha256").digest()).decode().rstrip("=")
-        return digest == expected
-    blob = path.resolve().name  # the hub's cache names files by what they hold
-    if SHA256.fullmatch(blob):
-        return _digest(path, "sha256").hexdigest() == blob
-    if GIT_HASH.fullmatch(blob):
-        return _digest(path, "sha1", b"blob %d\0" % path.stat().st_size).hexdigest() == blob
-    return None
-
-
-def _digest(path: Path, name: str, prefix: bytes = b"") -> "hashlib._Hash":
-    digest = hashlib.new(name, prefix, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest
-
-
-def _recorded_hashes() -> dict[Path, str]:
-    """What the installed package's own record says of its files."""
-    with suppress(importlib.metadata.PackageNotFoundError):
-        files = importlib.metadata.files("voxpipe") or []
-        return {Path(str(file.locate())).resolve(): file.hash.value for file in files if file.hash}
-    return {}

@@ -82,6 +82,11 @@ class ConfigError(VoxpipeError, ValueError):
     code = "config"
 
 
+def defect() -> VoxpipeError:
+    """What a stream is told of an exception that is nobody's mistake but ours; its traceback goes to the log."""
+    return VoxpipeError("voxpipe failed: this is a defect; its log, on stderr, has the details")
+
+
 def status_of(code: str) -> int:
     """The exit status of the `error` event with this code."""
     kinds: list[type[VoxpipeError]] = [VoxpipeError, *VoxpipeError.__subclasses__()]

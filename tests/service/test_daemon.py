@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.clips import BEACH, FUTURE, s16le, said, words
 from tests.cli.process import COMMAND, Event, Live, environment, live, parse, run, text_of, wait_until
-from voxpipe.errors import EX_CANTCREAT, EX_DATAERR, EX_OK, EX_UNAVAILABLE, EX_USAGE
+from voxpipe.errors import EX_CANTCREAT, EX_DATAERR, EX_OK, EX_UNAVAILABLE, EX_USAGE, UnavailableError
 from voxpipe.service.attach import ask_status
 from voxpipe.service.protocol import MAX_HEADER_BYTES, as_chunk
 
@@ -33,6 +33,15 @@ class Served:
 
     def status(self) -> dict[str, Any]:
         return ask_status(self.socket)
+
+    def answers(self) -> bool:
+        """Whether the model is loaded; what a daemon before it left behind does not answer."""
+        assert self.process.process.poll() is None, self.process.stderr
+        try:
+            self.status()
+        except UnavailableError:
+            return False
+        return True
 
     def n_descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.process.process.pid}/fd"))
@@ -52,8 +61,9 @@ class Served:
             except OSError:  # it would not hear us out
                 pass
             received = b""
-            while part := client.recv(1 << 16):
-                received += part
+            with suppress(ConnectionResetError):  # what it would not hear is said last
+                while part := client.recv(1 << 16):
+                    received += part
         return parse(received)
 
     def idle(self) -> None:
@@ -65,9 +75,9 @@ def serve(directory: Path, settings: str = "", **changes: str) -> Iterator[Serve
     config = directory / "voxpipe.toml"
     config.write_text(f'socket = "{directory}/voxpipe.sock"\n{settings}')
     with live("serve", "--config", config, stdin=subprocess.DEVNULL, env=environment(**changes)) as process:
-        process.wait_for("ready")
-        wait_until((directory / "voxpipe.sock").exists)
-        yield Served(directory, process, config)
+        served = Served(directory, process, config)
+        wait_until(served.answers)
+        yield served
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from voxpipe.service.protocol import MAGIC, ChunkReader, Header, as_chunk
         delay_ms=st.one_of(st.none(), st.integers()),
         segment_pause_ms=st.one_of(st.none(), st.integers(80)),
         heartbeat_s=st.one_of(st.none(), st.floats(0.01, 1e5)),
+        realtime=st.booleans(),
+        max_lag_s=st.one_of(st.none(), st.floats(1, 3600)),
         model=st.one_of(st.none(), st.text()),
         name=st.one_of(st.none(), st.text()),
         framing=st.sampled_from(["raw", "chunks"]),
@@ -66,6 +68,8 @@ def test_any_json_is_a_header_or_a_usage_error(value: object) -> None:
         ("{", "the header is not JSON ("),
         ('{"framing": "ogg"}', "the header's 'framing' is 'ogg'; it can be 'raw' or 'chunks'"),
         ('{"segment_pause_ms": 10}', "the header's 'segment_pause_ms' is 10; 80 is the least"),
+        ('{"realtime": 1}', "the header's 'realtime' is 1, which is not true or false"),
+        ('{"max_lag_s": 0.1}', "the header's 'max_lag_s' is 0.1; it can be 1 to 3600"),
         ('{"heartbeat_s": 0}', "the header's 'heartbeat_s' is 0; it must be more than 0"),
     ],
 )

@@ -23,6 +23,11 @@ path = "/run/two.pcm"
 rate = 48000
 delay_ms = 80
 segment_pause_ms = 800
+
+[[watch]]
+path = "/srv/talks"
+formats = ["srt"]
+poll = true
 """
 
 
@@ -41,7 +46,18 @@ def test_keys_are_obeyed(tmp_path: Path) -> None:
     assert settings.stream_options(one).delay_ms == 240
     assert settings.stream_options(one).heartbeat_s == 2
     assert settings.stream_options(two).delay_ms == 80
+    (folder,) = settings.folders()
+    assert (folder.path, folder.formats, folder.poll, folder.delay_ms) == ("/srv/talks", ("srt",), True, 240)
     assert settings.stream_options(two).segment_pause_s == 0.8
+
+
+def test_a_pipe_may_be_live_where_the_rest_is_not_and_the_other_way_round(tmp_path: Path) -> None:
+    one, two = '[[fifo]]\npath = "/run/one.pcm"\n', '[[fifo]]\npath = "/run/two.pcm"\n'
+    settings = read_settings(written(tmp_path, f"realtime = true\n{one}realtime = false\n{two}max_lag_s = 5\n"))
+    of_one, of_two = map(settings.stream_options, settings.fifo)
+    assert (of_one.is_live, of_one.max_lag_s) == (False, None)
+    assert (of_two.is_live, of_two.max_lag_s, of_two.buffer_s) == (True, 5, 5)
+    assert settings.stream_options().is_live
 
 
 def test_the_documented_example_is_right(tmp_path: Path) -> None:
@@ -67,6 +83,8 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ("delay_ms = 240", "delay_ms = 250", 3, "delay_ms cannot be 250: a transcription delay of 250 ms"),
         ("delay_ms = 240", 'socket_mode = "rw"', 3, "socket_mode is 'rw'; it must be an octal mode"),
         ("delay_ms = 240", 'dtype = "f64"', 3, "dtype is 'f64'; it can be bf16, fp16 or f32"),
+        ("heartbeat_s = 2", "realtime = 1", 7, "realtime is 1; it must be true or false"),
+        ("heartbeat_s = 2", "max_lag_s = 0.5", 7, "max_lag_s is 0.5; it can be 1 to 3600"),
         ("heartbeat_s = 2", "heartbeat_s = 0", 7, "heartbeat_s is 0; it must be at least 0.01"),
         ('path = "/run/two.pcm"', 'path = "two.pcm"', 10, "path is 'two.pcm'; it must be an absolute path"),
         ('path = "/run/two.pcm"', 'path = "/run/one.pcm"', 10, "path names /run/one.pcm a second time"),
@@ -74,6 +92,17 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ("rate = 48000", 'rate = "fast"', 11, "rate is 'fast'; it must be a whole number"),
         ("rate = 48000", 'format = "s7le"', 11, "format does not go with the rest: "),
         ("segment_pause_ms = 800", "segment_pause_ms = 20", 13, "segment_pause_ms is 20; it must be at least 80"),
+        ('path = "/srv/talks"', 'path = "talks"', 16, "path is 'talks'; it must be an absolute path"),
+        ('formats = ["srt"]', 'formats = ["doc"]', 17, "formats has 'doc'; choose from txt, srt, vtt, json, jsonl"),
+        ('formats = ["srt"]', 'formats = "srt"', 17, "formats is 'srt'; it must be a list of texts"),
+        ('formats = ["srt"]', "pattern = [4]", 17, "pattern is [4]; it must be a list of texts"),
+        ('formats = ["srt"]', 'on_done = "delete"', 17, "on_done is 'delete'; it can be keep or move:DIR"),
+        ('formats = ["srt"]', 'on_done = "move:x"', 17, "on_done is 'x'; it must be an absolute path"),
+        ('formats = ["srt"]', 'channels = "one"', 17, "channels is 'one'; it can be mix or split"),
+        ('formats = ["srt"]', "settle_s = -1", 17, "settle_s is -1; it must be at least 0"),
+        ('formats = ["srt"]', "recursive = 1", 17, "recursive is 1; it must be true or false"),
+        ('formats = ["srt"]', "delay_ms = 90", 17, "delay_ms cannot be 90: a transcription delay of 90 ms"),
+        ("poll = true", '[[watch]]\npath = "/srv/talks"', 19, "path names /srv/talks a second time"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(

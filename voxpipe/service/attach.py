@@ -17,6 +17,7 @@ from voxpipe.errors import EX_IOERR, EX_OK, EX_UNAVAILABLE, UnavailableError, st
 from voxpipe.output.events import JsonLines
 from voxpipe.service.protocol import MAX_CHUNK_BYTES, Header, as_chunk
 from voxpipe.service.signals import signals
+from voxpipe.service.status import print_status
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +33,15 @@ def connect(path: Path) -> socket.socket | None:
     return connection
 
 
-def ask_status(path: Path) -> dict[str, Any]:
-    """What the daemon at `path` says of itself.
+def ask_status(path: Path, *, timeout_s: float | None = None) -> dict[str, Any]:
+    """What the daemon at `path` says of itself, which one that loads its model does only then.
 
     Raises:
-        UnavailableError: there is none.
+        UnavailableError: there is none, or it does not answer in time.
     """
     try:
         with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(timeout_s)
             client.connect(str(path))
             client.sendall(Header(request="status").encode())
             with client.makefile("rb") as answer:
@@ -54,6 +56,11 @@ def model_of(path: Path) -> str | None:
     with suppress(UnavailableError):
         return str(ask_status(path)["model"])
     return None
+
+
+def _print_status(connection: socket.socket) -> None:
+    with suppress(OSError, UnavailableError):  # the daemon has gone, which is about to be said
+        print_status(ask_status(Path(connection.getpeername())))
 
 
 class Attachment:
@@ -75,7 +82,7 @@ class Attachment:
 
     def run(self) -> int:
         """Carry the stream to its end and return the exit status that it would have had alone."""
-        with signals(on_stop=self._stop, on_flush=self._flush):
+        with signals(on_stop=self._stop, on_flush=self._flush, on_status=self._report):
             self._send(self._header.encode())
             threading.Thread(target=self._copy, name="sender", daemon=True).start()
             status = EX_OK
@@ -133,6 +140,10 @@ class Attachment:
     def _stop(self) -> None:
         self._stopping = True
         self._end_sending()
+
+    def _report(self) -> None:
+        """Print the daemon's status, on a thread, since the daemon may not answer."""
+        threading.Thread(target=_print_status, args=(self._connection,), daemon=True).start()
 
     def _flush(self) -> None:
         self._send(as_chunk(b""))

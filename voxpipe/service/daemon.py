@@ -1,39 +1,48 @@
 """`voxpipe serve`: one resident model for every pipe of the machine.
 
 A Unix socket and any number of named pipes feed one loop. Signals: SIGINT and SIGTERM end all streams with what was
-heard, SIGHUP reads the settings again without dropping a stream, SIGUSR1 writes out pending words.
+heard, SIGHUP reads the settings again without dropping a stream, SIGUSR1 writes out pending words, SIGUSR2 prints the status.
 """
 
 import logging
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-import mlx.core as mx
 import numpy as np
 
-from voxpipe import __version__
 from voxpipe.config import SAMPLE_RATE
-from voxpipe.errors import ConfigError, OutputError, VoxpipeError
+from voxpipe.errors import EX_SOFTWARE, ConfigError, OutputError, VoxpipeError
 from voxpipe.output.events import JsonLines
 from voxpipe.runtime.transcriber import Transcriber
+from voxpipe.service.eventfile import EventFile
 from voxpipe.service.loop import StreamLoop
+from voxpipe.service.metrics import LoopCollector, Metrics
 from voxpipe.service.notify import inherited_descriptors, inherited_pipes, notify, watchdog_s
+from voxpipe.service.process import process_status
 from voxpipe.service.reader import Reader
 from voxpipe.service.settings import FifoSettings, Settings
 from voxpipe.service.signals import signals
 from voxpipe.service.sockets import SocketServer, bind
+from voxpipe.service.status import print_status
+from voxpipe.watch.folder import WatchOptions
+from voxpipe.watch.reports import Reports
+from voxpipe.watch.watcher import FolderWatcher
+from voxpipe.watch.work import FolderWork
 
 log = logging.getLogger(__name__)
 
 
-LASTING = tuple(field.name for field in fields(Settings) if field.name != "fifo")  # what a reload does not change
+LASTING = tuple(  # what a reload does not change
+    field.name for field in fields(Settings) if field.name not in ("fifo", "watch")
+)
 
 
 class Daemon:
@@ -41,21 +50,36 @@ class Daemon:
 
     Args:
         read: reads the settings, again at every SIGHUP.
-        lines: where the events of pipes go.
+        events: where the events of pipes go.
     """
 
-    def __init__(self, read: Callable[[], Settings], lines: JsonLines) -> None:
+    def __init__(self, read: Callable[[], Settings], events: EventFile) -> None:
         self._read = read
         self._settings = read()
-        self._lines = lines
-        self._loop = StreamLoop(max_streams=self._settings.max_streams, on_turn=self._on_turn)
+        self._events = events
+        self._events.on_gone = self._stop
+        self._lines = JsonLines(cast(BinaryIO, events))
+        self._loop = StreamLoop(
+            max_streams=self._settings.max_streams,
+            on_turn=self._on_turn,
+            on_report=lambda: print_status(self.status()),
+        )
+        self._collector = LoopCollector(self._loop, max_streams=self._settings.max_streams)
+        self._metrics = Metrics(
+            self._collector,
+            address=self._settings.metrics,
+            mode=int(self._settings.socket_mode, 8),
+            file=self._settings.metrics_file,
+            every_s=self._settings.metrics_file_every_s,
+        )
         self._readers: dict[FifoSettings, Reader] = {}
+        self._files = FolderWork(jobs=self._settings.watch_jobs, tell=self._loop.wakeup.set)
+        self._watchers: dict[WatchOptions, FolderWatcher] = {}
         self._inherited = inherited_descriptors()
         self._server: SocketServer | None = None
         self._socket_path: Path | None = None
         self._reloading = False
         self._ready: dict[str, Any] = {}
-        self._started_at = time.time()
         watchdog = watchdog_s()
         self._watchdog_every_s = None if watchdog is None else watchdog / 3
         self._watchdog_at = 0.0
@@ -64,9 +88,11 @@ class Daemon:
         """Load the model, say that it is ready, serve; return the exit status."""
         listening = self._listening_socket()  # first: who cannot have it need not load anything
         try:
+            self._metrics.start()
             with signals(
                 on_stop=self._stop,
                 on_flush=self._loop.flush,
+                on_status=self._loop.report,
                 on_reload=self._ask_for_reload,
                 wakeup=self._loop.wakeup.descriptor,
             ):
@@ -76,6 +102,7 @@ class Daemon:
                 delay_ms = self._settings.delay_ms or transcriber.config.transcription_delay_ms
                 self._ready = {"v": 1, "model": transcriber.name, "delay_ms": delay_ms}
                 self._lines.ready(model=transcriber.name, delay_ms=delay_ms)
+                self._collector.transcriber, self._collector.delay_ms = transcriber, delay_ms
                 if listening is not None:
                     self._server = SocketServer(
                         listening,
@@ -86,30 +113,34 @@ class Daemon:
                     )
                     self._server.start()
                 self._open_pipes(self._settings)
+                self._open_folders(self._settings)
+                self._loop.files = self._files
                 notify(READY=1, STATUS=f"ready, model {transcriber.name}")
-                status = self._loop.run(
-                    transcriber, lambda: False, n_expected=min(self._settings.max_streams, len(self._readers) + 8)
-                )
-                if self._server is not None:
-                    self._server.close()
-                return status
+                try:
+                    n_expected = len(self._readers) + transcriber.network.n_spare
+                    status = self._loop.run(
+                        transcriber, lambda: False, n_expected=min(self._settings.max_streams, n_expected)
+                    )
+                finally:
+                    if self._server is not None:
+                        self._server.stop()
+                        self._server.close()
+                    self._events.retry()
+            if status == EX_SOFTWARE and sys.platform == "darwin":
+                os.abort()  # launchd starts again only what a signal has ended
+            return status
         finally:
+            self._metrics.close()
             if self._socket_path is not None:
                 self._socket_path.unlink(missing_ok=True)
 
     def status(self) -> dict[str, Any]:
         """Facts about the process and its streams, from any thread."""
         return {
-            "v": 1,
-            "version": __version__,
-            "pid": os.getpid(),
-            "model": self._ready.get("model"),
-            "delay_ms": self._ready.get("delay_ms"),
-            "uptime_s": round(time.time() - self._started_at, 1),
-            "backend": mx.default_device().type.name,
-            "mlx_bytes": mx.get_active_memory(),
+            **process_status(model=self._ready.get("model"), delay_ms=self._ready.get("delay_ms")),
             "max_streams": self._settings.max_streams,
             **self._loop.status(),
+            "folders": self._files.status(),
         }
 
     def _listening_socket(self) -> socket.socket | None:
@@ -149,17 +180,34 @@ class Daemon:
             reader.start()
             self._readers[fifo] = reader
 
+    def _open_folders(self, settings: Settings) -> None:
+        """Watch the folders of `settings`, and no others."""
+        wanted = settings.folders()
+        for options in [one for one in self._watchers if one not in wanted]:
+            self._files.remove(self._watchers.pop(options))
+        for options in wanted:
+            if options not in self._watchers:
+                self._watchers[options] = FolderWatcher(
+                    options,
+                    Reports(),
+                    model=self._ready["model"],
+                    delay_ms=self._ready["delay_ms"],
+                    tell=self._loop.wakeup.set,
+                )
+                self._files.add(self._watchers[options])
+
     def _on_turn(self) -> float | None:
         """Between two turns of the loop; returns the seconds within which it wants to be called again."""
         if self._reloading:
             self._reloading = False
             self._reload()
+        retry_s = self._events.retry()
         if self._watchdog_every_s is None:
-            return None
+            return retry_s
         if time.monotonic() >= self._watchdog_at:
             self._watchdog_at = time.monotonic() + self._watchdog_every_s
             notify(WATCHDOG=1, STATUS=f"{self._loop.n_streams} streams, model {self._ready['model']}")
-        return max(0.0, self._watchdog_at - time.monotonic())
+        return min(retry_s or self._watchdog_every_s, max(0.0, self._watchdog_at - time.monotonic()))
 
     def _reload(self) -> None:
         notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
@@ -169,8 +217,11 @@ class Daemon:
                 if getattr(settings, key) != getattr(self._settings, key):
                     log.warning("%s changes with the next start only", key)
             self._open_pipes(settings)
+            self._open_folders(settings)
             self._settings = settings
+            self._loop.tally.reloads["succeeded"] += 1
         except VoxpipeError as exc:
+            self._loop.tally.reloads["failed"] += 1
             log.error("the settings stay as they were: %s", exc)
         notify(READY=1)
 

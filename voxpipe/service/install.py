@@ -200,8 +200,9 @@ def _systemd_system(request: Request) -> Plan:
         files.append(_marked(units / "voxpipe.service.d" / "gpu.conf", "systemd/system/voxpipe.service.d/gpu.conf"))
     users = _marked(etc / "sysusers.d" / "voxpipe.conf", "systemd/sysusers.d/voxpipe.conf")
     places = _marked(etc / "tmpfiles.d" / "voxpipe.conf", "systemd/tmpfiles.d/voxpipe.conf")
+    rotation = _marked(etc / "logrotate.d" / "voxpipe", "systemd/logrotate.d/voxpipe")
     return Plan(
-        files=(*files, users, places, *_settings(request, request.root / config.relative_to("/"))),
+        files=(*files, users, places, rotation, *_settings(request, request.root / config.relative_to("/"))),
         folders=(),
         enable=(
             ("systemd-sysusers", str(users.path)),

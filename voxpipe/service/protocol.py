@@ -3,12 +3,16 @@
 A client sends raw PCM or WAV and reads JSON lines; that is all that `nc -U` needs. A first line `VOXPIPE/1 {…}` may say
 more: the format of the audio, the delay, a name, and whether the audio comes in chunks. A chunk is its length in bytes
 as four bytes, most significant first, and so many bytes; a chunk of length zero asks for the pending words.
+
+Two requests bring no audio. `status` is answered with one line about the daemon. `subscribe` is answered with the events
+of all streams, or of those that are named, until the client closes its side: first `ready`, then the `start` of every
+stream that is being decoded, with its last words as `text`. Each event has an `id` that tells streams of one name apart.
 """
 
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,9 @@ MAGIC = b"VOXPIPE/1 "
 MAX_HEADER_BYTES = 4096
 MAX_CHUNK_BYTES = 1 << 16
 LENGTH_BYTES = 4
+MAX_LAG_S = 3600  # 230 MB of audio
 RAW, CHUNKS = "raw", "chunks"
+REQUESTS = ("stream", "status", "subscribe")
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,12 @@ class Header:
 
     Attributes:
         format, rate, channels: of raw audio, as for `voxpipe listen`.
-        delay_ms, segment_pause_ms, heartbeat_s: of its events, likewise.
+        delay_ms, segment_pause_ms, heartbeat_s, realtime, max_lag_s: of its stream, likewise.
         model: what the client wants to be served by; a daemon with another model refuses.
         name, source: of its stream in the events.
         framing: "raw" or "chunks".
-        request: "stream", or "status" for a line about the daemon instead.
+        request: "stream", "status" or "subscribe".
+        streams: names of the streams to subscribe to; none for all. A pipe's name stands for all of its writers.
     """
 
     format: str = "auto"
@@ -41,11 +48,14 @@ class Header:
     delay_ms: int | None = None
     segment_pause_ms: int | None = None
     heartbeat_s: float | None = None
+    realtime: bool = False
+    max_lag_s: float | None = None
     model: str | None = None
     name: str | None = None
     source: str | None = None
     framing: str = RAW
     request: str = "stream"
+    streams: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """The line that says it, without what goes without saying."""
@@ -69,22 +79,30 @@ class Header:
         for name, value in raw.items():
             if name not in kinds:
                 raise UsageError(f"the header's key {name!r} is unknown; known are {', '.join(kinds)}")
-            is_number = isinstance(value, int) and name == "heartbeat_s"
-            if isinstance(value, bool) or not (is_number or isinstance(value, kinds[name])):
+            if name == "streams":
+                if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+                    raise UsageError(f"the header's 'streams' is {value!r}, which is not a list of names")
+                continue
+            is_number = isinstance(value, int) and name in ("heartbeat_s", "max_lag_s")
+            if isinstance(value, bool) != (kinds[name] is bool) or not (is_number or isinstance(value, kinds[name])):
                 raise UsageError(f"the header's {name!r} is {value!r}, which is not {_noun(kinds[name])}")
-        header = cls(**raw)
+        header = cls(**{**raw, "streams": tuple(raw.get("streams", ()))})
         if header.framing not in (RAW, CHUNKS):
             raise UsageError(f"the header's 'framing' is {header.framing!r}; it can be 'raw' or 'chunks'")
-        if header.request not in ("stream", "status"):
-            raise UsageError(f"the header's 'request' is {header.request!r}; it can be 'stream' or 'status'")
+        if header.request not in REQUESTS:
+            raise UsageError(f"the header's 'request' is {header.request!r}; it can be one of {', '.join(REQUESTS)}")
         if header.segment_pause_ms is not None and header.segment_pause_ms < 80:
             raise UsageError(f"the header's 'segment_pause_ms' is {header.segment_pause_ms}; 80 is the least")
         if header.heartbeat_s is not None and not 0 < header.heartbeat_s < 1e6:
             raise UsageError(f"the header's 'heartbeat_s' is {header.heartbeat_s}; it must be more than 0")
+        if header.max_lag_s is not None and not 1 <= header.max_lag_s <= MAX_LAG_S:
+            raise UsageError(f"the header's 'max_lag_s' is {header.max_lag_s}; it can be 1 to {MAX_LAG_S}")
         return header
 
 
 def _noun(kind: Any) -> str:
+    if kind is bool:
+        return "true or false"
     return "a text" if str in (kind, *getattr(kind, "__args__", ())) else "a number"
 
 
@@ -110,6 +128,11 @@ class ChunkReader:
             chunk = bytes(self._pending[LENGTH_BYTES : LENGTH_BYTES + length])
             del self._pending[: LENGTH_BYTES + length]
             yield chunk
+
+
+def is_named(stream: str, names: Collection[str]) -> bool:
+    """Whether a stream is one of those named: by its own name, or by its pipe's without the writer's number."""
+    return stream in names or stream.rpartition("#")[0] in names
 
 
 def as_chunk(data: bytes) -> bytes:

@@ -17,10 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from voxpipe.audio.decoder import AudioDecoder
-from voxpipe.errors import AudioError, InputError, VoxpipeError
+from voxpipe.errors import AudioError, InputError, VoxpipeError, defect
 from voxpipe.output.events import JsonLines
 from voxpipe.service.loop import StreamLoop
 from voxpipe.service.stream import Stream, StreamOptions
+from voxpipe.service.symptoms import Complaint
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +70,16 @@ def n_waiting_bytes(pipe: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
 
 
-def odd_ends(decoder: AudioDecoder) -> list[tuple[str, str]]:
-    """(code, message) of what was odd about the end of a stream of bytes."""
-    warnings = []
+def odd_ends(decoder: AudioDecoder) -> list[Complaint]:
+    """What was odd about the end of a stream of bytes."""
+    complaints = []
     if decoder.n_leftover_bytes:
         message = f"the input ended within a sample; {decoder.n_leftover_bytes} byte(s) dropped"
-        warnings.append(("odd-bytes", message))
+        complaints.append(Complaint("odd-bytes", message))
     if decoder.n_ignored_bytes:
         message = f"{decoder.n_ignored_bytes} byte(s) behind the end that the WAV header declares were ignored"
-        warnings.append(("ignored-bytes", message))
-    return warnings
+        complaints.append(Complaint("ignored-bytes", message))
+    return complaints
 
 
 class Reader(threading.Thread):
@@ -180,10 +181,10 @@ class Reader(threading.Thread):
             for data in self._chunks(descriptor):
                 samples = decoder.push(data)
                 n_samples += len(samples)
-                stream.audio.append(samples)
+                stream.push(samples)
             samples = decoder.finish()
-            stream.audio.append(samples)
-            stream.warnings += odd_ends(decoder)
+            stream.push(samples)
+            stream.odd_ends = odd_ends(decoder)
             if n_samples + len(samples) == 0 and not self._stopping:
                 stream.error = AudioError(
                     "no audio came in; pipe raw PCM or WAV, for example `ffmpeg -i FILE -f s16le -ar 16000 -ac 1 - | voxpipe`"
@@ -197,6 +198,9 @@ class Reader(threading.Thread):
         except OSError as exc:
             place = "standard input" if self._path == "-" else self._path
             stream.error = InputError(f"cannot read {place}: {exc.strerror}")
+        except Exception:
+            log.exception("a defect of voxpipe, in %s", stream.name)
+            stream.error = defect()
 
     def _chunks(self, descriptor: int) -> Iterator[bytes]:
         """The source's bytes until it ends or `stop` is called."""

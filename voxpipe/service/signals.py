@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STATUS_SIGNALS = tuple(signal.Signals[name] for name in ("SIGUSR2", "SIGINFO") if hasattr(signal, name))
 
 
 @contextmanager
@@ -18,10 +19,11 @@ def signals(
     *,
     on_stop: Callable[[], None],
     on_flush: Callable[[], None],
+    on_status: Callable[[], None],
     on_reload: Callable[[], None] | None = None,
     wakeup: int | None = None,
 ) -> Iterator[None]:
-    """Obey SIGINT and SIGTERM, SIGUSR1 and, if there is anything to reload, SIGHUP.
+    """Obey SIGINT and SIGTERM, SIGUSR1, SIGUSR2 (macOS: also SIGINFO, its Ctrl-T) and, if there is anything to reload, SIGHUP.
 
     Args:
         wakeup: descriptor that every signal writes to, so that none is missed by a loop about to sleep.
@@ -37,6 +39,7 @@ def signals(
 
     handlers: dict[int, Any] = dict.fromkeys(STOP_SIGNALS, stop)
     handlers[signal.SIGUSR1] = lambda number, frame: on_flush()
+    handlers |= dict.fromkeys(STATUS_SIGNALS, lambda number, frame: on_status())
     if on_reload is not None:
         handlers[signal.SIGHUP] = lambda number, frame: on_reload()
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}

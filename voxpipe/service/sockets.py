@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from voxpipe.audio.decoder import AudioDecoder
-from voxpipe.config import delay_tokens
-from voxpipe.errors import AudioError, OutputError, UsageError, VoxpipeError
-from voxpipe.output.events import JsonLines, StreamEvents
-from voxpipe.service.loop import StreamLoop, refuse
-from voxpipe.service.protocol import CHUNKS, MAGIC, MAX_HEADER_BYTES, ChunkReader, Header
+from voxpipe.audio.resample import Samples
+from voxpipe.config import SAMPLE_RATE, delay_tokens
+from voxpipe.errors import AudioError, OutputError, UsageError, VoxpipeError, defect
+from voxpipe.output.events import Event, JsonLines, StreamEvents
+from voxpipe.service.loop import StreamLoop
+from voxpipe.service.protocol import CHUNKS, MAGIC, MAX_HEADER_BYTES, ChunkReader, Header, is_named
 from voxpipe.service.reader import odd_ends
-from voxpipe.service.stream import BUFFER_S, Stream, StreamOptions
+from voxpipe.service.stream import Stream, StreamOptions
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ REMEDY = "send raw PCM or WAV, then close your side of the connection"
 BACKLOG = 1024  # clients that may wait to be accepted
 READ_BYTES = 1 << 16
 MAX_UNREAD_BYTES = 1 << 20  # of events: hours of text
+MAX_PIECE_SAMPLES = 10 * SAMPLE_RATE  # queued at a time
 FULL_WAIT_S = 0.02  # between two looks at whether a full queue has room again
 HEADER_WAIT_S = 30.0  # for the rest of a header that has begun
 LAST_WORDS_S = 1.0  # for clients to take their last events when we end
@@ -85,6 +87,7 @@ class SocketServer:
         self._status = status
         self._n_clients = 0
         self._clients: set[asyncio.Task[None]] = set()
+        self._subscribers: set[asyncio.Task[None]] = set()
         self._events = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="socket", daemon=True)
 
@@ -99,7 +102,7 @@ class SocketServer:
     def close(self) -> None:
         """End the thread once all events have been written."""
         with suppress(RuntimeError):
-            self._events.call_soon_threadsafe(self._events.stop)
+            self._events.call_soon_threadsafe(self._end)
         self._thread.join()
 
     def _wake(self, ended: asyncio.Event) -> None:
@@ -122,6 +125,11 @@ class SocketServer:
         for task in self._clients:
             task.cancel()
 
+    def _end(self) -> None:
+        for task in self._subscribers:
+            task.cancel()
+        self._events.stop()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -135,6 +143,7 @@ class SocketServer:
                 header, data = await _read_header(reader)
                 await self._answer(reader, header, data, name, lines, ended)
             except (UsageError, TimeoutError) as exc:
+                self._stream_loop.tally.add_refusal(UsageError.code)
                 message = str(exc) or "the header was not finished in time"
                 events = StreamEvents(lines, stream=name, source="socket")
                 events.error("usage", message)
@@ -162,6 +171,9 @@ class SocketServer:
         if header.request == "status":
             lines.write("status", **self._status())
             return
+        if header.request == "subscribe":
+            await self._tell_everything(reader, header.streams, lines)
+            return
         if header.model not in (None, self._ready["model"]):
             raise UsageError(f"this daemon runs the model {self._ready['model']}, not {header.model}")
         if header.delay_ms is not None:
@@ -183,23 +195,49 @@ class SocketServer:
         try:
             data = data or await reader.read(READ_BYTES)
             if not data:
-                refuse(stream, AudioError(f"no audio came in; {REMEDY}"))
+                self._stream_loop.refuse(stream, AudioError(f"no audio came in; {REMEDY}"))
                 return
             self._stream_loop.announce(stream)
-            await _read_audio(reader, data, decoder, stream, ChunkReader() if header.framing == CHUNKS else None)
+            chunks = ChunkReader() if header.framing == CHUNKS else None
+            await _read_audio(reader, data, decoder, stream, chunks, on_flush=self._stream_loop.tally.add_flush)
         except asyncio.CancelledError:  # `stop`: decode what was heard
             if not data:
-                refuse(stream, None)
+                self._stream_loop.refuse(stream, None)
                 return
         except VoxpipeError as exc:
             stream.error = exc
         except ConnectionError:
             pass
+        except Exception:
+            log.exception("a defect of voxpipe, in %s", name)
+            stream.error = defect()
         finally:
             self._clients.discard(task)  # from here on `stop` has nothing to cancel
         stream.audio.close()
         self._stream_loop.wakeup.set()
         await ended.wait()
+
+    async def _tell_everything(self, reader: asyncio.StreamReader, names: tuple[str, ...], lines: JsonLines) -> None:
+        """Pass events on until the client closes its side or we end; one that does not read is cut off as any other."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.discard(task)  # `stop` ends no subscription: the last words are still to come
+        self._subscribers.add(task)
+
+        def tell(event: Event) -> None:
+            if not names or is_named(event["stream"], names):
+                lines.write(**event)
+
+        lines.write("ready", **self._ready)
+        self._stream_loop.broadcast.subscribe(tell)
+        try:
+            while await reader.read(READ_BYTES):
+                pass
+        except asyncio.CancelledError:  # the end of us
+            return
+        finally:
+            self._subscribers.discard(task)
+            self._stream_loop.broadcast.unsubscribe(tell)
 
 
 async def _read_header(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
@@ -224,25 +262,43 @@ async def _read_header(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
 
 
 async def _read_audio(
-    reader: asyncio.StreamReader, data: bytes, decoder: AudioDecoder, stream: Stream, chunks: ChunkReader | None
+    reader: asyncio.StreamReader,
+    data: bytes,
+    decoder: AudioDecoder,
+    stream: Stream,
+    chunks: ChunkReader | None,
+    *,
+    on_flush: Callable[[], None],
 ) -> None:
     n_samples = 0
     while data:
         for part in [data] if chunks is None else chunks.push(data):
             if chunks is not None and not part:
+                on_flush()
                 stream.audio.flush()
                 continue
             samples = decoder.push(part)
             n_samples += len(samples)
-            stream.audio.append(samples)
-        while stream.audio.buffered_s > BUFFER_S / 4 and not stream.audio.closed:
-            await asyncio.sleep(FULL_WAIT_S)
+            await _push(samples, stream)
         data = await reader.read(READ_BYTES)
     samples = decoder.finish()
-    stream.audio.append(samples)
-    stream.warnings += odd_ends(decoder)
+    await _push(samples, stream)
+    stream.odd_ends = odd_ends(decoder)
     if n_samples + len(samples) == 0:
         raise AudioError(f"no audio came in; {REMEDY}")
+
+
+async def _push(samples: Samples, stream: Stream) -> None:
+    """Queue (n,) samples, in pieces that `Stream.push` need never wait with: other clients are served by this thread."""
+    options = stream.options
+    for first in range(0, len(samples), MAX_PIECE_SAMPLES):
+        while (
+            options.max_lag_s is None
+            and stream.audio.buffered_s > options.buffer_s - 2 * MAX_PIECE_SAMPLES / SAMPLE_RATE
+            and not stream.audio.closed
+        ):
+            await asyncio.sleep(FULL_WAIT_S)
+        stream.push(samples[first : first + MAX_PIECE_SAMPLES])
 
 
 def _options(header: Header, defaults: StreamOptions) -> StreamOptions:
@@ -251,6 +307,8 @@ def _options(header: Header, defaults: StreamOptions) -> StreamOptions:
         delay_ms=header.delay_ms or defaults.delay_ms,
         segment_pause_s=defaults.segment_pause_s if pause_ms is None else pause_ms / 1000,
         heartbeat_s=header.heartbeat_s or defaults.heartbeat_s,
+        realtime=header.realtime or defaults.realtime,
+        max_lag_s=header.max_lag_s or defaults.max_lag_s,
     )
 
 

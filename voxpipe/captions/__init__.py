@@ -1,0 +1,1 @@
+"""Live captions in a browser: what streams say, told to a page on this machine while it is being said."""
