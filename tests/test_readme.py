@@ -51,7 +51,18 @@ def without_times(event: dict[str, object]) -> dict[str, object]:
 
 
 def event_table() -> dict[str, str]:
-    return dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README.split("## Events")[1].split("## Files")[0], re.M))
+    return dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", events_section().split("| warning |")[0], re.M))
+
+
+def events_section() -> str:
+    return README.split("## Events")[1].split("\n## ")[0]
+
+
+def test_documents_every_warning() -> None:
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "voxpipe").rglob("*.py"))
+    codes = set(re.findall(r"""(?:Complaint|\.warning)\(\s*"([a-z-]+)\"""", source))
+    assert {"lag", "gap", "silent-input", "odd-bytes", "ignored-bytes", "stall-recovered"} == codes
+    assert all(f"`{code}`" in events_section() for code in codes)
 
 
 def test_documents_every_event_and_status() -> None:

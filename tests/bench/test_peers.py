@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,26 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatc
     table = CliRunner().invoke(bench, arguments, catch_exceptions=False).stdout
     assert "mlx-audio / ours" in table
     assert "  no\n" in table
+
+
+def test_files_instead_of_a_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """voxpipe itself, twice, the second time as a peer: one row each, with the same text."""
+    without(monkeypatch, "voxmlx")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "mlx_audio" else find_spec(name))
+    monkeypatch.setattr(peers, "version", lambda name: "1.0")
+    run = peers.subprocess.run
+    folders: list[list[str]] = []
+
+    def work(command: list[str], **options: Any) -> Any:
+        folders.append(sorted(path.name for path in Path(command[-1]).iterdir()))
+        return run([*command[:3], "voxpipe", *command[4:]], **options)
+
+    monkeypatch.setattr(peers.subprocess, "run", work)
+    arguments = ["peers", str(CLIP), "--files", "3", "--seconds", "7", "--rounds", "1", "--model", "tiny"]
+    done = CliRunner().invoke(bench, arguments, catch_exceptions=False)
+    assert folders == [["0000.wav", "0001.wav", "0002.wav", "long.wav"]] * 2
+    assert "3 short files and one of 7 s of audio" in done.stdout
+    assert re.search(r"^tiny +voxpipe( +\d+\.\d{3}){3}$", done.stdout, re.M)
+    assert re.search(r"^tiny +mlx-audio( +\d+\.\d{3}){3}  yes$", done.stdout, re.M)
+    assert re.search(r"^tiny +mlx-audio / ours( +\d+\.\dx){3}$", done.stdout, re.M)

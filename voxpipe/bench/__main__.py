@@ -4,6 +4,8 @@ import sys
 
 import click
 
+from voxpipe.bench.checkpoint import random_model
+from voxpipe.bench.clients import clients
 from voxpipe.bench.long import long
 from voxpipe.bench.peers import peers
 from voxpipe.bench.wer import wer
@@ -17,7 +19,9 @@ def bench() -> None:
 
 bench.add_command(peers)
 bench.add_command(long)
+bench.add_command(clients)
 bench.add_command(wer)
+bench.add_command(random_model)
 
 if __name__ == "__main__":
     try:

@@ -13,13 +13,14 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from voxpipe.bench.machine import give_back_memory, resident_bytes
+from voxpipe.bench.machine import give_back_memory
 from voxpipe.config import MS_PER_TOKEN, SAMPLE_RATE, SAMPLES_PER_TOKEN
 from voxpipe.model.encoder import FRAMES_PER_TOKEN
 from voxpipe.model.voxtral import DECODER_CHUNK_TOKENS, ENCODER_GROUP_TOKENS
 from voxpipe.runtime.runner import Runner
 from voxpipe.runtime.session import StreamingSession
 from voxpipe.runtime.transcriber import Transcriber, transcribe
+from voxpipe.service.process import resident_bytes
 
 WARM_UP_TICKS = 4  # the first chunk alone is 2.5 ms short of a token
 LEAST_TICKS = 12  # however slow they are

@@ -187,7 +187,7 @@ class LongRun:
     def _part(self, n_steps: int, *, is_last: bool) -> Part:
         import mlx.core as mx
 
-        from voxpipe.bench.machine import resident_bytes
+        from voxpipe.service.process import resident_bytes
 
         steps_ms = np.zeros(n_steps)
         cpu_started_at = time.process_time()

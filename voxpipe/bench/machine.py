@@ -64,14 +64,6 @@ def memory_bandwidth(dtype: mx.Dtype, lanes: Sequence[mx.Stream]) -> float:
     return best
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(os.getpid())])) * 1_024
-
-
 def give_back_memory() -> None:
     """Return to the system what MLX and, where it is glibc, the C library keep for later use."""
     mx.clear_cache()

@@ -20,11 +20,13 @@ import numpy as np
 
 from voxpipe.bench import work
 from voxpipe.bench.sound import read_clip
-from voxpipe.bench.work import SAMPLE_RATE
+from voxpipe.bench.work import SAMPLE_RATE, Floats
 from voxpipe.config import DecoderConfig, EncoderConfig, ModelConfig
-from voxpipe.errors import UnavailableError
+from voxpipe.errors import UnavailableError, UsageError
 
-FIGURES = ("file_rtf", "stream_rtf", "step_ms_p50", "step_ms_p95")
+FIGURES = {"file_rtf": "file RTF", "stream_rtf": "80 ms RTF", "step_ms_p50": "step p50", "step_ms_p95": "step p95"}
+FILE_FIGURES = {"files_s": "short s", "files_rtf": "short RTF", "long_rtf": "long RTF"}
+SHORT_S = 10.0  # of a short file, if the clip is as long
 PACKAGES = {"mlx-audio": "mlx_audio", "voxmlx": "voxmlx"}  # of the peers, and how they are imported
 # the encoder is small and the decoder wide, as in the full model: a step is bound by reading the decoder's weights
 LARGE = ModelConfig(
@@ -44,20 +46,25 @@ LARGE = ModelConfig(
 @click.option(
     "--model",
     "models",
-    type=click.Choice(["tiny", "large"]),
+    metavar="tiny|large|DIR",
     multiple=True,
     default=("tiny", "large"),
     show_default=True,
 )
 @click.option("--seconds", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Length of audio.")
+@click.option("--files", "n_files", type=click.IntRange(min=1), help="Time so many short files and a long one instead.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Times each engine is run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def peers(audio: str, models: tuple[str, ...], seconds: float, rounds: int, as_json: bool) -> None:
+def peers(audio: str, models: tuple[str, ...], seconds: float, n_files: int | None, rounds: int, as_json: bool) -> None:
     """Time voxpipe beside mlx-audio and voxmlx on the same weights and the clip AUDIO, repeated to length.
 
-    A peer that is not installed (pip install mlx-audio voxmlx) is left out. tiny: the embedded model at fp16. large:
-    108 M random parameters at float32, most of them in the decoder.
+    With --files, the short files are copies of the clip, 10 s of it at most, and the long one is of --seconds. A peer that
+    is not installed (pip install mlx-audio voxmlx) is left out. tiny: the embedded model at fp16. large: 108 M random
+    parameters at float32, most of them in the decoder. DIR: a checkpoint in mlx-audio's layout, which voxmlx cannot read.
     """
+    for model in models:
+        if model not in ("tiny", "large") and not Path(model).is_dir():
+            raise UsageError(f"there is no model {model!r}; choose tiny, large or a directory")
     installed = [peer for peer, package in PACKAGES.items() if importlib.util.find_spec(package) is not None]
     if not installed:
         raise UnavailableError("the comparison needs a peer; install one with: pip install mlx-audio voxmlx")
@@ -66,11 +73,18 @@ def peers(audio: str, models: tuple[str, ...], seconds: float, rounds: int, as_j
     samples = read_clip(audio, seconds)
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        clip = Path(scratch) / "clip.npy"
-        np.save(clip, samples)
+        if n_files is None:
+            sound = Path(scratch) / "clip.npy"
+            np.save(sound, samples)
+        else:
+            sound = _write_files(Path(scratch) / "files", audio, samples, n_files)
         for model in models:
-            directory = _write_model(model, Path(scratch) / model)
-            results[model] = compare(directory, clip, rounds=rounds, peers=installed)
+            if Path(model).is_dir():
+                readers = [peer for peer in installed if peer != "voxmlx"]
+                results[Path(model).name] = compare(Path(model), sound, rounds=rounds, peers=readers)
+            else:
+                directory = _write_model(model, Path(scratch) / model)
+                results[model] = compare(directory, sound, rounds=rounds, peers=installed)
     from voxpipe.bench.machine import machine_name
 
     facts = {
@@ -78,6 +92,7 @@ def peers(audio: str, models: tuple[str, ...], seconds: float, rounds: int, as_j
         "versions": {name: version(name) for name in ("voxpipe", "mlx", *installed)},
         "audio_s": len(samples) / SAMPLE_RATE,
         "rounds": rounds,
+        **({} if n_files is None else {"n_files": n_files}),
     }
     if as_json:
         click.echo(json.dumps({**facts, "models": results}, indent=2))
@@ -85,8 +100,8 @@ def peers(audio: str, models: tuple[str, ...], seconds: float, rounds: int, as_j
         _print_table(facts, results)
 
 
-def compare(directory: Path, clip: Path, *, rounds: int, peers: list[str]) -> dict[str, Any]:
-    """Run the engines in turn.
+def compare(directory: Path, sound: Path, *, rounds: int, peers: list[str]) -> dict[str, Any]:
+    """Run the engines in turn, on a clip (.npy) or a folder of files.
 
     Returns:
         `engines`, the medians of each engine's figures; `ratio`, of each peer, its figures by ours; `same_text`, of each
@@ -95,18 +110,36 @@ def compare(directory: Path, clip: Path, *, rounds: int, peers: list[str]) -> di
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ("voxpipe", *peers)}
     for _, name in product(range(rounds), runs):
         # by path: the package would put its BLAS under the peer as well
-        command = [sys.executable, "-P", work.__file__, name, str(directory), str(clip)]
+        command = [sys.executable, "-P", work.__file__, name, str(directory), str(sound)]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         runs[name].append(json.loads(done.stdout))
-    medians = {name: {figure: median(run[figure] for run in runs[name]) for figure in FIGURES} for name in runs}
-    texts = {name: {run[text] for run in runs[name] for text in ("file_text", "stream_text")} for name in runs}
+    kinds = FIGURES if sound.is_file() else FILE_FIGURES
+    medians = {name: {figure: median(run[figure] for run in runs[name]) for figure in kinds} for name in runs}
+    # a stream gives the text of the file; a long file has another than short ones
+    pairs = [("file_text", "stream_text")] if sound.is_file() else [("files_text",), ("long_text",)]
+    texts = {name: [{run[text] for run in runs[name] for text in pair} for pair in pairs] for name in runs}
     return {
         "engines": medians,
         "ratio": {
-            peer: {figure: medians[peer][figure] / medians["voxpipe"][figure] for figure in FIGURES} for peer in peers
+            peer: {figure: medians[peer][figure] / medians["voxpipe"][figure] for figure in kinds} for peer in peers
         },
-        "same_text": {peer: len(texts["voxpipe"] | texts[peer]) == 1 for peer in peers},
+        "same_text": {
+            peer: all(len(ours | theirs) == 1 for ours, theirs in zip(texts["voxpipe"], texts[peer], strict=True))
+            for peer in peers
+        },
     }
+
+
+def _write_files(folder: Path, audio: str, samples: Floats, n_files: int) -> Path:
+    """Write the short files and the long one."""
+    import soundfile
+
+    folder.mkdir()
+    short = read_clip(audio)[: round(SHORT_S * SAMPLE_RATE)]
+    for n in range(n_files):
+        soundfile.write(folder / f"{n:04}.wav", short, SAMPLE_RATE)
+    soundfile.write(folder / work.LONG_FILE, samples, SAMPLE_RATE)
+    return folder
 
 
 def _write_model(model: str, directory: Path) -> Path:
@@ -137,15 +170,19 @@ def _write_model(model: str, directory: Path) -> Path:
 
 def _print_table(facts: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    click.echo(
-        f"{facts['machine']}; {versions}; {facts['audio_s']:.0f} s of audio, median of {facts['rounds']} runs in turn"
-    )
-    click.echo(f"{'model':7}{'engine':17}{'file RTF':>10}{'80 ms RTF':>11}{'step p50':>12}{'step p95':>12}  same text")
+    audio = f"{facts['audio_s']:.0f} s of audio"
+    if "n_files" in facts:
+        audio = f"{facts['n_files']} short files and one of {audio}"
+    click.echo(f"{facts['machine']}; {versions}; {audio}, median of {facts['rounds']} runs in turn")
+    columns = FILE_FIGURES if "n_files" in facts else FIGURES
+    click.echo(f"{'model':7}{'engine':17}" + "".join(f"{title:>12}" for title in columns.values()) + "  same text")
     for model, result in results.items():
         for name, figures in result["engines"].items():
-            file_rtf, stream_rtf, p50, p95 = (figures[figure] for figure in FIGURES)
             same = "" if name == "voxpipe" else "  yes" if result["same_text"][name] else "  no"
-            click.echo(f"{model:7}{name:17}{file_rtf:10.3f}{stream_rtf:11.3f}{p50:9.1f} ms{p95:9.1f} ms{same}")
+            click.echo(f"{model:7}{name:17}" + "".join(_figure(figure, figures[figure]) for figure in columns) + same)
         for name, ratio in result["ratio"].items():
-            file_rtf, stream_rtf, p50, p95 = (ratio[figure] for figure in FIGURES)
-            click.echo(f"{model:7}{name + ' / ours':17}{file_rtf:9.1f}x{stream_rtf:10.1f}x{p50:11.1f}x{p95:11.1f}x")
+            click.echo(f"{model:7}{name + ' / ours':17}" + "".join(f"{ratio[figure]:11.1f}x" for figure in columns))
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:9.1f} ms" if "_ms_" in name else f"{value:12.3f}"

@@ -1,9 +1,10 @@
-"""The work that is timed, in a process of its own: one engine, one checkpoint, one clip, as a file and as a stream.
+"""The work that is timed, in a process of its own: one engine, one checkpoint, and one clip, as a file and as a stream, or
+a folder of files.
 
 Each engine runs as its users run it: voxpipe chooses its own precision and BLAS; the peers take the checkpoint's
 precision and the BLAS that MLX ships. This file is run by its path, and nothing of voxpipe is imported for a peer.
 
-    python -P voxpipe/bench/work.py ENGINE CHECKPOINT CLIP.npy
+    python -P voxpipe/bench/work.py ENGINE CHECKPOINT CLIP.npy|FOLDER
 """
 
 import io
@@ -19,6 +20,9 @@ from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000
 CHUNK_SAMPLES = 1_280  # 80 ms, one token
+N_FILES_AT_ONCE = 4  # what --jobs is by default
+MAX_TOKENS = 1 << 30
+LONG_FILE = "long.wav"  # in a folder of files
 Floats = NDArray[np.float32]
 
 
@@ -34,6 +38,7 @@ class Session(Protocol):
 
 class Engine(Protocol):
     def transcribe(self, samples: Floats) -> str: ...
+    def transcribe_files(self, paths: Sequence[Path]) -> list[str]: ...
     def session(self) -> Session: ...
 
 
@@ -45,6 +50,18 @@ class Voxpipe:
 
     def transcribe(self, samples: Floats) -> str:
         return self._model.generate(samples).text
+
+    def transcribe_files(self, paths: Sequence[Path]) -> list[str]:
+        """As `voxpipe transcribe` does."""
+        from voxpipe.runtime.files import transcribe_together
+        from voxpipe.runtime.jobs import FileJob
+
+        texts = [""] * len(paths)
+        for progress in transcribe_together([FileJob(str(path)) for path in paths], self._model, jobs=N_FILES_AT_ONCE):
+            if progress.error is not None:
+                raise progress.error
+            texts[progress.index] += "".join(progress.deltas)
+        return texts
 
     def session(self) -> Session:
         return self._model.create_streaming_session()
@@ -59,17 +76,27 @@ class MlxAudio:
         from mlx_audio.stt.models.voxtral_realtime.config import ModelConfig
         from mlx_audio.stt.models.voxtral_realtime.voxtral_realtime import Model
 
-        model = Model(ModelConfig.from_dict(json.loads((directory / "config.json").read_text())))
+        self._mx = mx
+        config = ModelConfig.from_dict(json.loads((directory / "config.json").read_text()))
+        if config.decoder.dim == 3072:
+            from mlx_audio.stt import load_model
+
+            self._model = load_model(directory)
+            return
+        model = Model(config)
         width, dim = model.config.encoder_args.dim, model.config.decoder.dim
         model.encoder.audio_language_projection_0 = nn.Linear(4 * width, dim, bias=False)
         model.encoder.audio_language_projection_2 = nn.Linear(dim, dim, bias=False)
         model.load_weights(str(directory / "model.safetensors"), strict=True)
         mx.eval(model.parameters())
-        self._mx = mx
         self._model = Model.post_load_hook(model, directory)
 
     def transcribe(self, samples: Floats) -> str:
         return str(self._model.generate(self._mx.array(samples)).text)
+
+    def transcribe_files(self, paths: Sequence[Path]) -> list[str]:
+        """One after the other, without the limit of 4096 tokens that would end each after five minutes."""
+        return [str(self._model.generate(str(path), max_tokens=MAX_TOKENS).text) for path in paths]
 
     def session(self) -> Session:
         session: Session = self._model.create_streaming_session()
@@ -87,12 +114,19 @@ class Voxmlx:
 
     def transcribe(self, samples: Floats) -> str:
         import soundfile
-        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
-        from voxmlx.generate import generate
 
         file = io.BytesIO()  # it reads files only
         soundfile.write(file, samples, SAMPLE_RATE, format="WAV", subtype="FLOAT")
         file.seek(0)
+        return self._transcribe(file)
+
+    def transcribe_files(self, paths: Sequence[Path]) -> list[str]:
+        return [self._transcribe(str(path)) for path in paths]
+
+    def _transcribe(self, file: Any) -> str:
+        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+        from voxmlx.generate import generate
+
         eos_id = self._tokenizer.eos_id
         ids = generate(self._model, file, self._prompt, n_delay_tokens=self._n_delay_tokens, eos_token_id=eos_id)
         return str(self._tokenizer.decode(ids, special_token_policy=SpecialTokenPolicy.IGNORE))
@@ -255,6 +289,34 @@ def measure(engine: Engine, samples: Floats) -> dict[str, Any]:
     }
 
 
+def measure_files(engine: Engine, folder: Path) -> dict[str, Any]:
+    """Time the short files of a folder, and then its long one, after one file of warming up.
+
+    Returns:
+        Real-time factors, the seconds that the short files took, and the texts.
+    """
+    import soundfile
+
+    long_file = folder / LONG_FILE
+    short_files = sorted(path for path in folder.glob("*.wav") if path != long_file)
+    engine.transcribe_files(short_files[:1])
+    started_at = time.perf_counter()
+    texts = engine.transcribe_files(short_files)
+    files_s = time.perf_counter() - started_at
+    started_at = time.perf_counter()
+    long_text = engine.transcribe_files([long_file])[0]
+    long_s = time.perf_counter() - started_at
+    return {
+        "files_s": files_s,
+        "files_rtf": files_s / sum(soundfile.info(path).duration for path in short_files),
+        "long_rtf": long_s / soundfile.info(long_file).duration,
+        "files_text": "\n".join(text.strip() for text in texts),
+        "long_text": long_text.strip(),
+    }
+
+
 if __name__ == "__main__":
-    name, checkpoint, clip = sys.argv[1:]
-    json.dump(measure(ENGINES[name](Path(checkpoint)), np.load(clip)), sys.stdout)
+    name, checkpoint, sound = sys.argv[1:]
+    chosen = ENGINES[name](Path(checkpoint))
+    is_folder = Path(sound).is_dir()
+    json.dump(measure_files(chosen, Path(sound)) if is_folder else measure(chosen, np.load(sound)), sys.stdout)

@@ -31,6 +31,7 @@ DECODER_CHUNK_TOKENS = 32  # most positions of one stream in one decoder call
 MAX_LANES = 4
 MAX_ROWS_CPU = 16  # streams in a call: beyond it a batch gains nothing on a CPU, and everybody waits longer
 MAX_ROWS_GPU = 128
+SPARE_ROWS_CPU = 8  # a GPU's trays are made when streams come: their windows are large, and its memory is dear
 WIDE_BYTES = 4 << 20  # a matrix that several cores read together; below it, each core reads its own streams' matrices
 Floats = NDArray[np.float32]
 
@@ -157,6 +158,11 @@ class VoxtralRealtime(nn.Module):
     def max_rows(self) -> int:
         """Streams that one call should have at most."""
         return MAX_ROWS_CPU if mx.default_device() == mx.cpu else MAX_ROWS_GPU
+
+    @property
+    def n_spare(self) -> int:
+        """Streams that should be expected beside those that are known."""
+        return SPARE_ROWS_CPU if mx.default_device() == mx.cpu else 1
 
     @property
     def _most_rows(self) -> int:
