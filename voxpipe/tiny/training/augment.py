@@ -201,10 +201,11 @@ def lossy_codec(samples: Tensor) -> Tensor:
     return torch.istft(spectrum, 640, 320, window=window, length=S)
 
 
-def degrade(samples: Tensor, speech: Tensor, plan: dict[str, Tensor]) -> Tensor:
+def degrade(samples: Tensor, speech: Tensor, plan: dict[str, Tensor], ease: float = 0.0) -> Tensor:
     """Return what a recording of `samples` (B, S, unit level) might be, in [-1, 1].
 
     Args:
+        ease: 0 to 1, how many of the rows with noise or other voices are spared them.
         speech: (B, S / 160) where speech lies; gated rows are digital zero elsewhere.
     """
     B, S = samples.shape
@@ -213,10 +214,10 @@ def degrade(samples: Tensor, speech: Tensor, plan: dict[str, Tensor]) -> Tensor:
     level = (x.square().sum(1, keepdim=True) / ((x.abs() > 1e-3).sum(1, keepdim=True) + 1)).sqrt()
     spoken = level > 1e-3
     x = torch.where(spoken, x / level.clamp_min(1e-3), x)
-    snr_db = torch.where(coin(B, 0.5, device), uniform(B, 2, 30, device), uniform(B, 30, 70, device))
+    snr_db = torch.where(coin(B, 0.5 - 0.3 * ease, device), uniform(B, 2, 30, device), uniform(B, 30, 70, device))
     y = x + coloured_noise(B, S, device) * 10 ** (-snr_db / 20) * coin(B, 0.8, device)
     others = (x.roll(1, 0) + x.roll(2, 0) + x.roll(5, 0)) / 1.7
-    y = y + others * 10 ** (-uniform(B, 8, 28, device) / 20) * (coin(B, 0.12, device) & spoken)
+    y = y + others * 10 ** (-uniform(B, 8, 28, device) / 20) * (coin(B, 0.12 - 0.06 * ease, device) & spoken)
     n_music = max(1, B // 10)
     tune = music(n_music, S, device) * 10 ** (-uniform(n_music, 4, 30, device) / 20)
     quiet_first = torch.argsort(spoken[:, 0].int() * 2 + torch.rand(B, device=device))  # rows without speech first
@@ -234,8 +235,11 @@ def degrade(samples: Tensor, speech: Tensor, plan: dict[str, Tensor]) -> Tensor:
     return y * audible
 
 
-def warp_and_mask(mel: Tensor, warp: Tensor, first_frame: int) -> Tensor:
-    """Stretch the frequency axis of mel (B, 128, T) by `warp` (B, T - first_frame) and hide bands and moments."""
+def warp_and_mask(mel: Tensor, warp: Tensor, first_frame: int, ease: float = 0.0) -> Tensor:
+    """Stretch the frequency axis of mel (B, 128, T) by `warp` (B, T - first_frame) and hide bands and moments.
+
+    `ease`, 0 to 1, leaves more rows whole.
+    """
     B, _, T = mel.shape
     device = mel.device
     centres = torch.linspace(0, hz_to_mel(8000.0), N_MELS + 2, device=device)[1:-1]
@@ -260,7 +264,7 @@ def warp_and_mask(mel: Tensor, warp: Tensor, first_frame: int) -> Tensor:
         width = uniform(B, 0, 32, device)
         start = uniform(B, 0, 1, device) * (T - first_frame - width)
         moments |= (frames >= start) & (frames < start + width)
-    hidden = (hidden | moments[:, None]) & coin(B, 0.85, device)[..., None]
+    hidden = (hidden | moments[:, None]) & coin(B, 0.85 - 0.55 * ease, device)[..., None]
     return torch.cat((mel[:, :, :first_frame], torch.where(hidden, fill, body)), 2)
 
 

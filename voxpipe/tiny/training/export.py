@@ -39,11 +39,10 @@ def write_checkpoint(network: Network, pieces: WordPieces, directory: Path) -> N
     (directory / "tekken.json").write_text(json.dumps(tekken(pieces)))
 
 
-def read_checkpoint(directory: Path, *, bits: int = 0) -> Network:
-    """Return the network of a checkpoint folder in eval mode; fresh auxiliary heads."""
-    stored = json.loads((directory / "config.json").read_text())
+def read_config(stored: dict[str, Any]) -> NetworkConfig:
+    """Return the sizes that a config.json's content tells."""
     audio, text = stored["encoder_args"], stored["decoder"]
-    config = NetworkConfig(
+    return NetworkConfig(
         dim=audio["dim"],
         enc_layers=audio["n_layers"],
         enc_heads=audio["n_heads"],
@@ -59,7 +58,11 @@ def read_checkpoint(directory: Path, *, bits: int = 0) -> Network:
         ada=text["ada_rms_norm_t_cond_dim"],
         phoneme_layer=min(8, audio["n_layers"]),
     )
-    network = Network(config)
+
+
+def read_checkpoint(directory: Path, *, bits: int = 0) -> Network:
+    """Return the network of a checkpoint folder in eval mode; fresh auxiliary heads."""
+    network = Network(read_config(json.loads((directory / "config.json").read_text())))
     load_tensors(network, load_file(directory / "model.safetensors"), bits=bits)
     return network.eval()
 

@@ -32,13 +32,13 @@ class Segment:
 
 
 def read_shard(rows_path: Path) -> list[Speech]:
-    """Return the utterances of a shard; up to three words make the source "synthetic-short", else "synthetic"."""
+    """Return the utterances of a shard, each with its source (`source_of`)."""
     audio, at, speech = np.load(rows_path.with_suffix(".npy")), 0, []
-    for n_frames, labels, words in pickle.loads(rows_path.read_bytes()):
+    for n_frames, labels, words, source in pickle.loads(rows_path.read_bytes()):
         samples = audio[at : at + n_frames * FRAME_SAMPLES]
         at += n_frames * FRAME_SAMPLES
         if np.abs(samples[::7]).max() >= 300:  # else the synthesiser failed
-            speech.append(Speech(samples, labels, words, "synthetic-short" if len(words) <= 3 else "synthetic"))
+            speech.append(Speech(samples, labels, words, source))
     return speech
 
 

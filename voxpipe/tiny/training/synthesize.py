@@ -29,7 +29,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .text import Sentence, WordPieces, build_sentence, read_rows
+from .templates import COMMAND_WORDS
+from .text import Sentence, WordPieces, build_sentence, read_rows, words_of
 
 HELD_OUT_VOICES = {"af_kore", "am_onyx", "bf_alice", "bm_daniel"}
 FRAME_SAMPLES = 400  # 25 ms at 16 kHz: one unit of phoneme duration (600 samples at the synthesiser's 24 kHz)
@@ -37,6 +38,8 @@ ROUND_SENTENCES = 3000  # sentences planned together, so that batches of equal l
 BATCH_FRAMES = 14000  # decoder frames in one batch; bounds the memory of a worker at about 20 GB
 BLUR_FRAMES = 5  # 125 ms
 MOST_BLUR = 0.6
+COMMANDS = frozenset(COMMAND_WORDS)
+COMMANDS_REPEATED = 8  # digits and commands are spoken so often, each time by another speaker
 N_SILENT_IDS = 17  # pads and punctuation in the synthesiser's vocabulary
 
 # Substitutions that keep the length of the phoneme string, so that word spans stay valid: (from, to, chance of each).
@@ -251,17 +254,25 @@ def label_table(vocabulary: dict[str, int]) -> dict[str, int]:
     return {symbol: 0 if i < N_SILENT_IDS else i for symbol, i in vocabulary.items()}
 
 
+def source_of(words: list[str]) -> str:
+    """Return the source of an utterance: digits and commands alone, other utterances of up to three words, the rest."""
+    if COMMANDS.issuperset(words):
+        return "synthetic-command"
+    return "synthetic-short" if len(words) <= 3 else "synthetic"
+
+
 def describe(
     sentence: Sentence, durations: np.ndarray, table: dict[str, int], pieces: WordPieces
-) -> tuple[int, np.ndarray, list[tuple[int, int, list[int]]]]:
-    """Return a shard's row: frames, one phoneme label a frame, words as (start, end, ids) in samples."""
+) -> tuple[int, np.ndarray, list[tuple[int, int, list[int]]], str]:
+    """Return a shard's row: frames, one phoneme label a frame, words as (start, end, ids) in samples, source."""
     labels = np.array([0, *(table[symbol] for symbol in sentence.phonemes), 0], np.uint8)
     ends = np.concatenate([[0], np.cumsum(durations)]) * FRAME_SAMPLES
     words = []
     for word in sentence.words:
         start, stop = ends[1 + word.start], ends[1 + word.stop]
         words.append((int(start), int(start + (stop - start) * word.fraction), pieces.encode(word.word)))
-    return int(durations.sum()), np.repeat(labels, durations), words
+    source = source_of([word.word for word in sentence.words])
+    return int(durations.sum()), np.repeat(labels, durations), words, source
 
 
 def work(speaker: Speaker, rows: list[list[str]], table: dict[str, int], options: argparse.Namespace) -> None:
@@ -269,7 +280,11 @@ def work(speaker: Speaker, rows: list[list[str]], table: dict[str, int], options
     choose = random.Random(1000 * options.seed + options.shard)
     noise = torch.Generator().manual_seed(1000 * options.seed + options.shard)
     pieces = WordPieces.load(options.pieces)
-    order = list(range(len(rows)))
+    order = []
+    for i, row in enumerate(rows):
+        words = words_of(row[1])
+        if any(len(word) > 1 or word in "ai" for word in words):  # letters alone teach nothing that is asked for
+            order += [i] * (COMMANDS_REPEATED if COMMANDS.issuperset(words) else 1)
     random.Random(options.seed).shuffle(order)
     mine, done, part, n_samples, began = order[options.shard :: options.n_shards], 0, 0, 0, time.time()
     while time.time() < options.until and (not options.limit or done < options.limit):

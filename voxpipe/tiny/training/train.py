@@ -49,6 +49,7 @@ from .text import WordPieces
 EMA_DECAY = 0.998
 LATE = 0.6  # share of the run after which the mean of the last part begins
 TEACHER_DECAY = 0.7  # share of the teacher's weight that is gone at the end of the run
+EASE_FROM, EASE_OVER = 0.66, 0.1  # share of the run after which the augmentation gets lighter, and how long that takes
 MOST_DEVIATION = 4.0  # the teacher's features are cut at so many standard deviations
 
 
@@ -94,11 +95,13 @@ class Trainer:
             )
         teacher = Teacher.load(options.teacher, self.device) if options.teacher else None
         config.teacher_dim = teacher.dim if teacher else config.teacher_dim
-        self.network = Network(config).to(self.device)
         if options.initial and options.initial.suffix == ".pt":
-            self.network.load_state_dict(read_state(options.initial)[0].state_dict())
-        elif options.initial:
-            load_tensors(self.network, load_file(options.initial))
+            self.network = read_state(options.initial)[0].to(self.device)
+            config = self.network.c
+        else:
+            self.network = Network(config).to(self.device)
+            if options.initial:
+                load_tensors(self.network, load_file(options.initial))
         if self.n_ranks > 1:
             for weight in self.network.parameters():
                 dist.broadcast(weight.data, 0)
@@ -125,6 +128,7 @@ class Trainer:
         self.bank = Bank(int(options.bank_hours * 3600 * 16000), self.device, teacher)
         self.ring: Ring | None = None
         self.teacher_weight = options.teacher_weight
+        self.ease = 0.0
         self.feature_mean = torch.zeros(config.teacher_dim, device=self.device)
         self.feature_std = torch.ones(config.teacher_dim, device=self.device)
 
@@ -152,7 +156,12 @@ class Trainer:
         options = self.options
         index = options.out / f"index{self.rank}"
         self.ring = Ring(
-            self.bank, options.synthetic, index, part=self.rank, n_parts=self.n_ranks, keep_files=options.toy
+            self.bank,
+            options.synthetic,
+            index,
+            part=self.rank,
+            n_parts=self.n_ranks,
+            keep_files=options.toy or options.keep_speech,
         )
         self.ring.fill(options.begin, self.log)
         if self.bank.teacher:
@@ -197,9 +206,9 @@ class Trainer:
         fetched = fetch_audio(batch, self.bank, self.options.n_tokens).views(n_views)
         for name, tensor in batch.items():
             batch[name] = repeat_rows(tensor, n_views)
-        audio = degrade(fetched.samples, fetched.speech, batch)
+        audio = degrade(fetched.samples, fetched.speech, batch, self.ease)
         features = self.mel(F.pad(audio, (LEFT_PAD * TOKEN_SAMPLES, 0)))
-        batch["features"] = warp_and_mask(features, fetched.warp, 8 * LEFT_PAD)
+        batch["features"] = warp_and_mask(features, fetched.warp, 8 * LEFT_PAD, self.ease)
         batch["labels"], batch["taught"], batch["lesson"] = fetched.phonemes, fetched.taught, fetched.features
         batch["spoiled"] = corrupt_inputs(batch["inputs"], batch["delay"], self.network.c.vocab)
         batch["keep"] = (torch.rand(len(audio), device=self.device) > 0.04).float()  # rows that see previous tokens
@@ -318,6 +327,7 @@ class Trainer:
                     break
             learning_rate = options.learning_rate * min(1.0, (step + 1) / options.warm_up) * (1 - progress)
             self.teacher_weight = options.teacher_weight * (1 - TEACHER_DECAY * progress)
+            self.ease = options.ease * min(1.0, max(0.0, (progress - EASE_FROM) / EASE_OVER))
             totals += self.step(batch, learning_rate)
             n_totals += 1
             step += 1
@@ -367,6 +377,9 @@ def main() -> None:
     parser.add_argument("--until", type=float, required=True, help="Unix time at which it ends")
     parser.add_argument("--learning-rate", type=float, default=2.4e-3)
     parser.add_argument("--warm-up", type=int, default=150)
+    parser.add_argument(
+        "--ease", type=float, default=0.0, help="0 to 1: how much lighter the augmentation gets at the end"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="sequences a step and process")
     parser.add_argument("--views", type=int, default=2, choices=(1, 2), help="augmentations of each sequence")
     parser.add_argument("--n-tokens", type=int, default=384)
@@ -374,6 +387,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--save-s", type=float, default=120, help="seconds between saved states")
     parser.add_argument("--log-steps", type=int, default=100)
+    parser.add_argument("--keep-speech", action="store_true", help="leave the shards for another run beside this one")
     parser.add_argument("--steps", type=int, default=0, help="stop earlier, for a rehearsal")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--toy", action="store_true", help="a very small network, for a rehearsal")
