@@ -77,7 +77,8 @@ def backend() -> Finding:
     on_gpu = mx.default_device() == mx.gpu
     value = f"MLX {version}, {'GPU' if on_gpu else 'CPU'}, {platform.system()} {platform.machine()}"
     if not on_gpu and os.path.exists("/dev/nvidia0"):
-        remedy = f"{sys.executable} -m pip install --force-reinstall --no-deps mlx-cuda-13"
+        pip = f"{sys.executable} -m pip"
+        remedy = f"{pip} uninstall -y mlx-cpu && {pip} install 'mlx[cuda13]'"
         return Finding("backend", f"{value}, though there is an NVIDIA GPU", remedy)
     if not on_gpu and sys.platform == "darwin":
         return Finding("backend", f"{value}, though Macs have a GPU", f"{sys.executable} -m pip install -U mlx")

@@ -1,6 +1,9 @@
 """The engine's one promise: a stream gets what it gets alone, whoever comes and goes beside it."""
 
+import shutil
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -115,17 +118,23 @@ def together(model: Transcriber, plans_: list[Plan], *, speculate: bool, rows_pe
     return runs
 
 
+@contextmanager
+def laid_out_for_a_gpu(model: Transcriber, *, compiles: bool) -> Iterator[None]:
+    kernels = model.network.kernels
+    model.network.use_kernels(GpuKernels(folded=True, compiles=compiles))
+    try:
+        yield
+    finally:
+        model.network.use_kernels(kernels)
+
+
 def check_equal(
     model: Transcriber, plans_: list[Plan], *, speculate: bool, rows_per_tray: int, is_dense: bool = False
 ) -> None:
     """Each stream beside the others against itself alone; `is_dense` lays them out as on a GPU."""
     if is_dense:
-        kernels = model.network.kernels
-        model.network.use_kernels(GpuKernels(folded=True, compiles=False))
-        try:
+        with laid_out_for_a_gpu(model, compiles=False):
             check_equal(model, plans_, speculate=speculate, rows_per_tray=rows_per_tray)
-        finally:
-            model.network.use_kernels(kernels)
         return
     for run in together(model, plans_, speculate=speculate, rows_per_tray=rows_per_tray):
         tokens, text = alone(model, run.plan)
@@ -173,6 +182,20 @@ def test_sixteen_streams_at_once(tiny: Transcriber) -> None:
         for turn, delay_ms in enumerate(DELAYS_MS)
     ]
     check_equal(tiny, plans_, speculate=True, rows_per_tray=8)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="MLX's CPU backend needs a C++ compiler to trace")
+def test_traced_layers_give_the_tokens_of_untraced_ones(tiny: Transcriber) -> None:
+    samples = clip("future.flac")
+    expected = tiny.generate(samples).tokens
+    with laid_out_for_a_gpu(tiny, compiles=True):
+        assert tiny.generate(samples).tokens == expected
+        plans_ = [
+            Plan(samples, delay_ms, [1_280], arrives=turn, is_live=True, leaves_after=None, flushes=False)
+            for turn, delay_ms in enumerate((80, 480, 480))
+        ]
+        check_equal(tiny, plans_, speculate=True, rows_per_tray=2)
 
 
 class Spy(Runner):

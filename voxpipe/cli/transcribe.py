@@ -13,10 +13,10 @@ import click
 from voxpipe.cli.cluster import check_send, cluster_options, connect
 from voxpipe.cli.interrupts import Interrupted, Interrupts
 from voxpipe.cli.options import load_model, model_options
+from voxpipe.cli.recordings import recording_options
 from voxpipe.cli.stdout import EventResults, StdoutResults, Turns
 from voxpipe.errors import EX_OK, UsageError, VoxpipeError
 from voxpipe.output.events import JsonLines
-from voxpipe.output.formats import FORMATS
 from voxpipe.output.results import Source, check_directory, make_directory, output_stems
 
 if TYPE_CHECKING:
@@ -31,31 +31,8 @@ STDOUT = "-"
 ONE_AT_A_TIME = ("srt", "vtt")  # two of them behind each other are not a third
 
 
-class Formats(click.ParamType[tuple[str, ...]]):
-    """Names of formats, with commas between them."""
-
-    name = "formats"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        names = tuple(name.strip().lower() for name in value.split(",")) if isinstance(value, str) else tuple(value)
-        for name in names:
-            if name not in FORMATS:
-                self.fail(f"there is no format {name!r}; choose from {', '.join(FORMATS)}", param, ctx)
-        return names
-
-
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=str))
-@click.option(
-    "-f",
-    "--format",
-    "formats",
-    type=Formats(),
-    metavar="FORMAT[,FORMAT]...",
-    multiple=True,
-    default=("txt",),
-    help="txt (a line per pause), srt, vtt, json (words with times), jsonl (the events of `listen`). [default: txt]",
-)
 @click.option(
     "-o",
     "--output",
@@ -66,21 +43,7 @@ class Formats(click.ParamType[tuple[str, ...]]):
 )
 @click.option("--force", is_flag=True, help="Replace outputs that are there already.")
 @click.option("--skip-existing", is_flag=True, help="Leave outputs that are there already, and make the others.")
-@click.option(
-    "--channels",
-    type=click.Choice(["mix", "split"]),
-    default="mix",
-    show_default=True,
-    help="Mix them down, or make a transcript of each: NAME.ch1.txt, NAME.ch2.txt.",
-)
-@click.option(
-    "-j",
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Files decoded at once, as one batch; each needs memory for its caches.",
-)
+@recording_options
 @cluster_options
 @model_options
 def transcribe(

@@ -10,7 +10,7 @@ import click
 from voxpipe.cli.cluster import check_send, cluster_options, connect
 from voxpipe.cli.options import load_model, model_options
 from voxpipe.cli.progress import Estimate, ProgressBar, progress_bar
-from voxpipe.cli.transcribe import Formats
+from voxpipe.cli.recordings import recording_options
 from voxpipe.errors import UsageError
 from voxpipe.output.events import JsonLines
 
@@ -44,16 +44,6 @@ class OnDone(click.ParamType[Any]):
     type=click.Path(path_type=str),
     help="Folder for outputs; sub-folders are mirrored in it. [default: beside the recordings]",
 )
-@click.option(
-    "-f",
-    "--format",
-    "formats",
-    type=Formats(),
-    metavar="FORMAT[,FORMAT]...",
-    multiple=True,
-    default=("txt",),
-    help="txt, srt, vtt, json, jsonl, as for `transcribe`. [default: txt]",
-)
 @click.option("--recursive/--no-recursive", default=True, show_default=True, help="Look into sub-folders.")
 @click.option("--once", is_flag=True, help="End when everything that is there is done.")
 @click.option(
@@ -84,25 +74,12 @@ class OnDone(click.ParamType[Any]):
 @click.option(
     "--on-done",
     type=OnDone(),
+    metavar="keep|move:DIR",
     default="keep",
     show_default=True,
     help="What becomes of a recording when its outputs are there.",
 )
-@click.option(
-    "--channels",
-    type=click.Choice(["mix", "split"]),
-    default="mix",
-    show_default=True,
-    help="Mix them down, or make a transcript of each: NAME.ch1.txt, NAME.ch2.txt.",
-)
-@click.option(
-    "-j",
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Files decoded at once, as one batch; each needs memory for its caches.",
-)
+@recording_options
 @cluster_options
 @model_options
 def watch(
