@@ -1,5 +1,7 @@
 """`load` and `generate`: every kind of audio, whole and as an iterator."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,30 @@ def test_one_sample_is_enough(tiny: Transcriber) -> None:
     result = tiny.generate(np.zeros(1, np.float32))
     assert result.text == ""
     assert len(result.tokens) == 32 + 1 + 17 - 39 + 1
+
+
+def test_a_model_on_another_thread_than_its_own_is_a_mistake() -> None:
+    loaded: list[Transcriber] = []
+    thread = threading.Thread(target=lambda: loaded.append(load("tiny")))
+    thread.start()
+    thread.join()
+    with pytest.raises(UsageError, match="on the thread that loaded it"):
+        loaded[0].generate(SPEECH / "future.flac")
+
+
+def test_a_process_ends_in_peace_after_another_thread_has_used_a_model() -> None:
+    code = f"""
+import threading
+from voxpipe import load
+def work():
+    print(load("tiny").generate({str(SPEECH / "future.flac")!r}).text)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
 
 
 def test_an_unknown_dtype_is_refused() -> None:

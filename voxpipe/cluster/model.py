@@ -110,14 +110,11 @@ class ModelThread:
             return
         finally:
             self._loaded.set()
-        import mlx.core as mx
-
         while not self._stopping:
             if self._waiting:
                 self._decode(transcriber)
             else:
                 self._wakeup.wait()
-        mx.clear_streams()
 
     def _load(self) -> "Transcriber":
         from voxpipe.checkpoints.hub import resolve

@@ -7,12 +7,14 @@ that one position at a time gives. How many guesses pay is measured on the way: 
 stream, and with the time that calls of each size take on this machine.
 """
 
+import threading
 import time
 from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
+from voxpipe.errors import UsageError
 from voxpipe.model.voxtral import DECODER_CHUNK_TOKENS, ENCODER_GROUP_TOKENS, VoxtralRealtime
 from voxpipe.runtime.session import StreamingSession
 
@@ -40,8 +42,16 @@ class Runner:
         self.n_positions = 0
         self.n_guessed = 0
         self.n_right = 0
+        self._thread = threading.get_ident()
         self._cost_s: dict[int, float] = {}  # of a call with so many positions
         self._begun: set[int] = set()
+
+    def check_thread(self) -> None:
+        """Raise UsageError on any thread but the one that made the runner: MLX's streams are a thread's own."""
+        if threading.get_ident() != self._thread:
+            raise UsageError(
+                "a model works on the thread that loaded it; load it on this one, or feed a session that is stepped on that one"
+            )
 
     def run(
         self,
@@ -59,6 +69,7 @@ class Runner:
         Returns:
             Positions by which the sessions went on, altogether.
         """
+        self.check_thread()
         encoded = self._encode(sessions, group_tokens)
         waiting = [session for session in sessions if session.n_waiting]
         return self._decode(waiting, max_tokens, is_timed=not encoded) if waiting else 0

@@ -68,6 +68,7 @@ class StreamingSession:
         keep_tokens: bool = False,
         first_token: int = 0,
     ) -> None:
+        runner.check_thread()
         config = runner.network.config
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens must be at least 1, not {max_tokens}")

@@ -3,6 +3,7 @@
 A file is a stream fed fast: every way in goes through one `StreamingSession`.
 """
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -34,6 +35,16 @@ Floats = NDArray[np.float32]
 Audio = str | PathLike[str] | ArrayLike
 
 
+class _Streams:
+    """MLX's streams of a thread: the process is aborted at its end if any of them outlives the thread (MLX 0.32)."""
+
+    def __del__(self) -> None:
+        mx.clear_streams()
+
+
+_of_this_thread = threading.local()  # is forgotten, by the thread itself, when the thread ends
+
+
 def load(model: str | PathLike[str] = "auto", *, dtype: str | None = None) -> "Transcriber":
     """Load a model, on the thread that is going to use it.
 
@@ -51,6 +62,8 @@ def load(model: str | PathLike[str] = "auto", *, dtype: str | None = None) -> "T
 
 def load_choice(choice: Choice, *, dtype: str | None = None) -> "Transcriber":
     """Load a model that has been found; otherwise as `load`."""
+    if threading.current_thread() is not threading.main_thread():
+        _of_this_thread.streams = _Streams()
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     checkpoint = read_checkpoint(choice.directory)

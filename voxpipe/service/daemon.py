@@ -101,8 +101,11 @@ class Daemon:
                 _warm_up(transcriber)
                 delay_ms = self._settings.delay_ms or transcriber.config.transcription_delay_ms
                 self._ready = {"v": 1, "model": transcriber.name, "delay_ms": delay_ms}
-                self._lines.ready(model=transcriber.name, delay_ms=delay_ms)
                 self._collector.transcriber, self._collector.delay_ms = transcriber, delay_ms
+                self._open_pipes(self._settings)  # who hears that it is ready finds them
+                self._open_folders(self._settings)
+                self._loop.files = self._files
+                self._lines.ready(model=transcriber.name, delay_ms=delay_ms)
                 if listening is not None:
                     self._server = SocketServer(
                         listening,
@@ -112,9 +115,6 @@ class Daemon:
                         status=self.status,
                     )
                     self._server.start()
-                self._open_pipes(self._settings)
-                self._open_folders(self._settings)
-                self._loop.files = self._files
                 notify(READY=1, STATUS=f"ready, model {transcriber.name}")
                 try:
                     n_expected = len(self._readers) + transcriber.network.n_spare
