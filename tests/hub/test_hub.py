@@ -339,7 +339,8 @@ def test_info_sees_what_is_in_the_files_and_what_is_wrong_with_them(
     assert (facts["layout"], facts["delay_ms"], facts["hashes"], facts["damaged"]) == ("mlx-audio", 480, 3, [])
     assert "bits" not in facts  # it is not quantized
     stored = snapshot(home, PLAIN) / "model.safetensors"
-    assert facts["file_bytes"] == stored.stat().st_size
+    (listed,) = [one for one in json.loads(here("list", "--json").stdout) if one["name"] == PLAIN]
+    assert facts["file_bytes"] == listed["bytes"] > stored.stat().st_size
     n_values = sum(tensor.size for tensor in mx.load(str(stored)).values())
     assert facts["n_parameters"] == n_values
     # one bit flips on the disk
@@ -361,18 +362,26 @@ def test_info_sees_what_is_in_the_files_and_what_is_wrong_with_them(
 
 def test_info_of_the_embedded_model_and_of_none(tmp_path: Path, here: Callable[..., Result]) -> None:
     said = here("info", "tiny").stdout.decode()
-    for line in ("8 bits in groups of 64; the rest float16", "14.3 million", "1,024", "480 ms unless asked otherwise"):
+    for line in (
+        "8 bits in groups of 64; the rest float16",
+        "14.3 million",
+        "1,024",
+        "480 ms unless asked otherwise",
+        "15.7 MB",
+        "12.2 MB for each long stream",
+    ):
         assert line in said
     assert refused(here("info", str(tmp_path)))[1] == EX_CONFIG
     assert refused(here("info", "owner/none"))[1] == EX_CONFIG
 
 
 def test_no_network(hub: Hub, home: Path) -> None:
-    for arguments in (["pull", PLAIN], ["--model", PLAIN]):
-        line, status = refused(run(*arguments, env=online(hub, home, HF_ENDPOINT="http://127.0.0.1:9")))
-        assert status == EX_UNAVAILABLE
-        assert line.startswith(f"cannot fetch {PLAIN}: ")
-        assert line.endswith("Connection refused; what came so far is kept, try again")
+    for endpoint in ("http://127.0.0.1:9", "http://nowhere.invalid"):
+        for arguments in (["pull", PLAIN], ["--model", PLAIN]):
+            line, status = refused(run(*arguments, env=online(hub, home, HF_ENDPOINT=endpoint)))
+            assert status == EX_UNAVAILABLE
+            assert line.startswith(f"cannot fetch {PLAIN}: no connection to {endpoint} (")
+            assert line.endswith("; what came so far is kept, try again when there is a network")
     line, status = refused(run("pull", PLAIN, env=online(hub, home, HF_HUB_OFFLINE="1")))
     assert (line, status) == (f"cannot fetch {PLAIN}: HF_HUB_OFFLINE is set", EX_UNAVAILABLE)
 

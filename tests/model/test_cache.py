@@ -205,8 +205,21 @@ def test_memory_stops_growing_at_window_and_chunk(kernels: Kernels) -> None:
     assert capacities[20:] == [{315}] * 40
     assert all(array.dtype == mx.float16 for array in tray.arrays())
     n_bytes = 2 * 2 * 315 * KV_HEADS * HEAD_DIM * 2
-    assert tray.nbytes == n_bytes
+    assert tray.nbytes == n_bytes == 2 * tray.full_row_bytes
     assert [ring.nbytes for ring in rings] == [n_bytes // 2] * 2
+
+
+def test_a_tray_may_grow_in_few_steps() -> None:
+    sizes = {}
+    for doubles in (False, True):
+        tray = Tray(config(3_000), max_chunk=8, dtype=mx.float32, doubles=doubles)
+        sizes[doubles] = []
+        for length in range(8, 5_000, 8):
+            tray.reserve(length)
+            if tray.capacity not in sizes[doubles]:
+                sizes[doubles].append(tray.capacity)
+    assert sizes[True] == [256, 512, 1_024, 2_048, 3_007]
+    assert sizes[False] == [*range(256, 3_000, 256), 3_007]
 
 
 @pytest.mark.parametrize("n_new", [0, 5])

@@ -20,7 +20,7 @@ def attention(
     """(R, L, H, D), (R, H_kv, capacity, D) twice, (R, L, capacity) -> (R, L, H D)."""
     scaled = mx.array(q) * kernels.query_scale(sizes)
     keys = mx.array(k.swapaxes(2, 3) if kernels.transposed_keys else k)
-    return np.array(kernels.attend(scaled, keys, mx.array(v), kernels.mask(visible, sizes)))
+    return np.array(kernels.attend(scaled, keys, mx.array(v), kernels.mask(visible, sizes, mx.float32)))
 
 
 def attention64(q: Floats, k: Floats, v: Floats, visible: NDArray[np.bool_]) -> NDArray[np.float64]:

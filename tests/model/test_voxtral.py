@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.model.offline import audio_embeds, load_network, logits, padded_mel
 from tests.random_checkpoints import AWKWARD, Floats, Tensors, Uniform, random_audio, write_checkpoint
 from voxpipe.model import voxtral
-from voxpipe.model.kernels import BaseTwoKernels, Kernels
+from voxpipe.model.kernels import BaseTwoKernels, GpuKernels, Kernels
 from voxpipe.model.mel import silent_frames
 from voxpipe.model.voxtral import StreamState, VoxtralRealtime, _halves
 
@@ -232,6 +232,20 @@ def test_streams_that_are_expected_are_spread_over_the_lanes_and_share_trays(
     rows = max(1, min(voxtral.MAX_ROWS_CPU // n_lanes, -(-n_expected // n_lanes)))
     assert {state.decoder.tray.n_rows for state in states} == {rows}
     assert len({tray for tray, _ in places}) == sum(-(-n // rows) for n in per_lane)
+
+
+def test_unexpected_streams_on_a_gpu_get_trays_as_large_as_all_before_them(network: VoxtralRealtime) -> None:
+    kernels, n_lanes = network.kernels, len(network.lanes)
+    network.use_kernels(GpuKernels(folded=True, compiles=False))
+    try:
+        network.expect_streams(1)
+        states = [network.begin(6) for _ in range(voxtral.MAX_ROWS_CPU)]
+        trays = {id(state.decoder.tray): state.decoder.tray for state in states}.values()
+    finally:
+        network.use_kernels(kernels)
+    rows, most = [tray.n_rows for tray in trays], voxtral.MAX_ROWS_CPU // n_lanes
+    assert rows == [max(1, min(most, sum(rows[:i]))) for i in range(len(rows))]
+    assert max(rows) == most
 
 
 def test_rows_of_streams_that_have_ended_are_taken_again(crew: VoxtralRealtime) -> None:

@@ -392,3 +392,26 @@ def test_as_many_tokens_are_guessed_as_pay(
     drain(session)
     assert session.n_tokens == 1_011
     assert least <= runner.n_positions / runner.n_calls <= most
+
+
+class CompilingNetwork(SlowNetwork):
+    """The first call of every size takes a minute more."""
+
+    sizes: frozenset[int] = frozenset()
+
+    def decode(self, embeds: Any, tokens: Any, states: Any) -> Any:
+        size = sum(map(len, tokens))
+        self.now_s += 0.0 if size in self.sizes else 60.0
+        self.sizes |= {size}
+        return super().decode(embeds, tokens, states)
+
+
+def test_what_is_prepared_once_does_not_count_against_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = CompilingNetwork([])
+    monkeypatch.setattr(time, "perf_counter", lambda: network.now_s)
+    runner = scripted_runner(network)
+    session = StreamingSession(runner, BYTES)
+    session.feed(np.zeros(300 * TOKEN, np.float32))
+    session.close()
+    drain(session)
+    assert runner.n_positions / runner.n_calls >= 4.0

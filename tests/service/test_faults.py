@@ -79,9 +79,10 @@ def test_after_every_kind_of_client_all_is_as_before(tmp_path: Path) -> None:
         before = daemon.n_descriptors()
         before_mb = resident_mb(pid)
         # 2. and more of it
-        misbehave(4)
+        misbehave(8)
         wait_until(lambda: daemon.n_descriptors() <= before, lambda: f"{before} descriptors, {daemon.n_descriptors()}")
-        assert resident_mb(pid) - before_mb < 12
+        # idle trays and freed buffers come and go, up to 50 MB of them; 16 streams that were kept would be more than that
+        assert resident_mb(pid) - before_mb < 60
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -123,7 +124,8 @@ def test_an_exception_of_the_model_in_a_pipe_alone(tmp_path: Path) -> None:
         voxpipe.write(s16le(BEACH)[:HALF])
         voxpipe.wait_for("delta")
         (tmp_path / "now").touch()
-        voxpipe.write(s16le(BEACH)[HALF:])
+        with suppress(BrokenPipeError):  # it may be gone before all is written
+            voxpipe.write(s16le(BEACH)[HALF:])
         assert voxpipe.end() == EX_SOFTWARE  # though the pipe stays open
         assert [event["type"] for event in voxpipe.events[-2:]] == ["error", "done"]
 

@@ -127,6 +127,11 @@ def test_the_command_ends_with_the_status_for_configurations(tmp_path: Path) -> 
     result = run("serve", "--config", path)
     assert (result.status, result.stdout) == (EX_CONFIG, b"")
     assert result.stderr == f"voxpipe: {path}, line 1: max_streams is 0; it must be at least 1\n"
+    # what can be seen only when the pipes are made is seen before anybody hears that the daemon is ready
+    path = written(tmp_path, f"[[fifo]]\npath = {str(path)!r}\n")
+    result = run("serve", "--config", path)
+    assert (result.status, result.stdout) == (EX_CONFIG, b"")
+    assert result.stderr.endswith(f"voxpipe: {path} is no named pipe; name another path or remove it\n")
     missing = tmp_path / "missing.toml"
     result = run("serve", "--config", missing)
     assert (result.status, result.stderr) == (EX_CONFIG, f"voxpipe: cannot read {missing}: No such file or directory\n")

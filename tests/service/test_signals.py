@@ -13,6 +13,7 @@ import pytest
 from tests.cli.clips import BEACH, FUTURE, s16le, said, words
 from tests.cli.process import COMMAND, PATIENCE_S, environment, live, parse, shell, wait_until
 from tests.random_checkpoints import EVEN, write_checkpoint
+from tests.service.processes import LATE, script
 from voxpipe import load
 from voxpipe.errors import EX_OK
 from voxpipe.output.events import JsonLines
@@ -103,26 +104,10 @@ def test_sigusr1_flushes_without_ending_the_stream() -> None:
         assert last_word["end"] == pytest.approx(len(s16le(FUTURE)) / 32_000 + 4.84, abs=0.5)  # "stopped"
 
 
-SLOW_LOAD = """
-import os, sys, time
-from voxpipe.cli import main, options
-import voxpipe.runtime.transcriber as transcriber
-
-load = transcriber.load_choice
-def load_slowly(choice, **how):
-    print("loading", file=sys.stderr, flush=True)
-    while not os.path.exists(sys.argv[1]):
-        time.sleep(0.005)
-    return load(choice, **how)
-transcriber.load_choice = load_slowly
-main.main([])
-"""
-
-
 def slow_loader(gate: Path) -> "subprocess.Popen[bytes]":
     """voxpipe on stdin whose model is not there before `gate` exists."""
     process = subprocess.Popen(
-        [COMMAND[0], "-c", SLOW_LOAD, gate],
+        [*script(LATE), gate],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

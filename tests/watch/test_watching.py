@@ -276,11 +276,11 @@ def test_sub_folders_are_mirrored_and_the_output_folder_may_lie_inside(tiny: Tra
     for name in ("a.wav", "x/a.wav", "x/y/a.wav"):
         short(folder / name)
     out, done = folder / "out", folder / "done"
-    watched = once(tiny, folder, output_dir=str(out), done_dir=str(done))
+    watched = once(tiny, folder, output_dir=str(out), on_done=f"move:{done}")
     assert files(out) == ["a.txt", "x/a.txt", "x/y/a.txt"]
     assert files(done) == ["a.wav", "x/a.wav", "x/y/a.wav"]
     assert len(watched.of("moved")) == 3
-    assert once(tiny, folder, output_dir=str(out), done_dir=str(done)).of("queued") == []
+    assert once(tiny, folder, output_dir=str(out), on_done=f"move:{done}").of("queued") == []
 
 
 def test_links_are_not_followed_out_of_the_folder(tiny: Transcriber, folder: Path, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_two_folders_may_share_an_output_folder(tiny: Transcriber, tmp_path: Pat
 
 def test_a_recording_that_is_put_away_makes_room_for_another(tiny: Transcriber, folder: Path, tmp_path: Path) -> None:
     out, done = tmp_path / "out", tmp_path / "done"
-    options = {"output_dir": str(out), "done_dir": str(done)}
+    options = {"output_dir": str(out), "on_done": f"move:{done}"}
     for clip in (BEACH, HALL, FUTURE):
         put(folder / "rec.wav", lambda part, clip=clip: soundfile.write(part, samples(clip), 16_000, format="WAV"))
         once(tiny, folder, **options)

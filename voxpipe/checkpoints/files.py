@@ -79,6 +79,11 @@ def weight_files(directory: Path) -> list[Path]:
     raise ModelError(f"{directory} has no .safetensors file")
 
 
+def model_files(directory: Path) -> list[Path]:
+    """All that is read of the model in `directory`."""
+    return [config_file(directory), directory / "tekken.json", *weight_files(directory)]
+
+
 def check_safetensors(path: Path) -> None:
     """Raise ModelError if `path` is not a whole safetensors file."""
     try:

@@ -158,9 +158,15 @@ def pull(repository: str, *, revision: str | None = None) -> Path:
         raise ModelError(f"{repository!r} is not the name of a repository: {exc}") from exc
     except errors.OfflineModeIsEnabled as exc:
         raise UnavailableError(f"cannot fetch {repository}: HF_HUB_OFFLINE is set") from exc
+    except errors.HfHubHTTPError as exc:
+        raise UnavailableError(
+            f"cannot fetch {repository}: {_reason(exc)}; what came so far is kept, try again"
+        ) from exc
     except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError) as exc:  # type: ignore[attr-defined]  # re-exported for its users
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise UnavailableError(f"cannot fetch {repository}: {reason}; what came so far is kept, try again") from exc
+        raise UnavailableError(
+            f"cannot fetch {repository}: no connection to {constants.ENDPOINT} ({_reason(exc)}); "
+            "what came so far is kept, try again when there is a network"
+        ) from exc
     except OSError as exc:
         if isinstance(exc, UnavailableError):
             raise
@@ -169,6 +175,10 @@ def pull(repository: str, *, revision: str | None = None) -> Path:
     if damaged:
         raise UnavailableError(f"{', '.join(damaged)} of {repository} came damaged and was thrown away; try again")
     return directory
+
+
+def _reason(exc: Exception) -> str:
+    return next(iter(str(exc).strip().splitlines()), type(exc).__name__)
 
 
 def _wanted(repository: str, present: set[str]) -> list[str]:

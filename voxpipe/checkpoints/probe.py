@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from voxpipe.checkpoints.files import config_file, matches_published_hash, weight_files
+from voxpipe.checkpoints.files import matches_published_hash, model_files
 from voxpipe.checkpoints.load import assemble_network, load_tokenizer, quantization_of, read_checkpoint
 from voxpipe.config import AttentionConfig
 
@@ -26,7 +26,7 @@ class Facts:
         n_parameters: weights of the network, each counted once, however it is stored.
         vocabulary: entries of the embedding.
         delay_ms: the default.
-        file_bytes: of its weights on the disk.
+        file_bytes: of its files on the disk.
         memory_bytes: of its weights once loaded, by this machine's backend.
         stream_bytes: of the caches of a stream whose windows are full.
     """
@@ -64,7 +64,6 @@ def probe(directory: Path) -> Facts:
     plain = dict(tree_flatten(assemble_network(checkpoint, dequantize=True).parameters()))
     config = checkpoint.config
     quantization = quantization_of(checkpoint)
-    itemsize = network.dtype.size
     return Facts(
         directory=directory,
         layout=checkpoint.layout.name,
@@ -76,26 +75,21 @@ def probe(directory: Path) -> Facts:
         delay_ms=config.transcription_delay_ms,
         encoder=_sizes(config.encoder),
         decoder=_sizes(config.decoder),
-        file_bytes=sum(path.stat().st_size for path in weight_files(directory)),
+        file_bytes=sum(path.stat().st_size for path in model_files(directory)),
         memory_bytes=sum(tensor.nbytes for tensor in memory.values()),
-        stream_bytes=sum(_window_bytes(part, itemsize) for part in (config.encoder, config.decoder)),
+        stream_bytes=network.stream_bytes,
     )
 
 
 def check_hashes(directory: Path) -> tuple[int, list[Path]]:
     """(files whose published hash is known, those of them that do not have it); reads the whole model."""
-    paths = [config_file(directory), directory / "tekken.json", *weight_files(directory)]
-    verdicts = {path: matches_published_hash(path) for path in paths}
+    verdicts = {path: matches_published_hash(path) for path in model_files(directory)}
     known = [path for path, verdict in verdicts.items() if verdict is not None]
     return len(known), [path for path in known if not verdicts[path]]
 
 
 def _sizes(part: AttentionConfig) -> str:
     return f"{part.n_layers} layers of {part.dim}, {part.n_heads} heads, window {part.sliding_window}"
-
-
-def _window_bytes(part: AttentionConfig, itemsize: int) -> int:
-    return 2 * part.n_layers * part.n_kv_heads * part.head_dim * part.sliding_window * itemsize
 
 
 def _name(dtype: mx.Dtype) -> str:

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from voxpipe.checkpoints.files import model_files
 from voxpipe.checkpoints.hub import REPOSITORIES, TINY, find_cached, split_revision
 from voxpipe.checkpoints.probe import Facts, probe
 from voxpipe.errors import ModelError, OutputError, UsageError
@@ -41,7 +42,7 @@ class Stored:
 
 def stored_models() -> list[Stored]:
     """The embedded model, then those in the cache by name."""
-    n_bytes = sum(path.stat().st_size for path in TINY.iterdir() if path.is_file())
+    n_bytes = sum(path.stat().st_size for path in model_files(TINY))
     return [
         _looked_into(Stored("tiny", None, (), None, TINY, n_bytes)),
         *map(_looked_into, sorted(_cached(), key=_order)),

@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 REDRAW_S = 1.0
 
 
-class OnDone(click.ParamType[Any]):
-    """What becomes of a recording: keep, or move:DIR; the value is the folder, if any."""
+class OnDone(click.ParamType[str]):
+    """What becomes of a recording: keep, or move:DIR."""
 
     name = "keep|move:DIR"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from voxpipe.watch.folder import parse_on_done
 
         try:
-            return (parse_on_done(value),) if isinstance(value, str) else value
+            parse_on_done(value)
         except UsageError as exc:
             self.fail(str(exc), param, ctx)
+        return str(value)
 
 
 @click.command()
@@ -93,7 +94,7 @@ def watch(
     poll: bool,
     pattern: tuple[str, ...],
     ignore: tuple[str, ...],
-    on_done: tuple[str | None],
+    on_done: str,
     channels: str,
     jobs: int,
     cluster: str | None,
@@ -129,7 +130,7 @@ def watch(
             poll=poll,
             pattern=pattern or RECORDINGS,
             ignore=ignore,
-            done_dir=on_done[0],
+            on_done=on_done,
             channels=channels,
             delay_ms=delay_ms,
             once=once,

@@ -70,7 +70,7 @@ class Tray:
         self.first_positions = np.zeros(n_rows, np.int64)
         self.free_rows = list(range(n_rows))
         self._limit = config.sliding_window + max_chunk - 1
-        self._dtype = dtype
+        self.dtype = dtype
         self._doubles = doubles
         self._key_axis = 3 if transposed_keys else 2
         self.keys: list[mx.array | None] = [None] * config.n_layers
@@ -80,6 +80,12 @@ class Tray:
     def nbytes(self) -> int:
         """Bytes of keys and values held."""
         return sum(array.nbytes for array in (*self.keys, *self.values) if array is not None)
+
+    @property
+    def full_row_bytes(self) -> int:
+        """Bytes of keys and values of a row that has grown as far as it may."""
+        config = self.config
+        return 2 * config.n_layers * config.n_kv_heads * config.head_dim * self._limit * self.dtype.size
 
     def take_row(self, first_position: int = 0) -> "Ring":
         """An empty ring in a free row; the row is free again when the ring is forgotten.
@@ -186,7 +192,7 @@ class Tray:
             return stored
         shape = [self.n_rows, self.config.n_kv_heads, self.config.head_dim]
         shape.insert(axis, self.capacity - held)
-        room = mx.zeros(shape, self._dtype)
+        room = mx.zeros(shape, self.dtype)
         return room if stored is None else mx.concatenate([stored, room], axis=axis)
 
 

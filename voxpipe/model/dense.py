@@ -45,9 +45,7 @@ class TracedStep:
         self._own, self._other = arrays["own"], arrays["other"]
         self._slots = arrays["slots"]
         self._masks = [
-            kernels.additive_mask(
-                visible(mx, lengths, plan[1], keys[0].shape[2], config.sliding_window), config, keys[0].dtype
-            )
+            kernels.mask(visible(mx, lengths, plan[1], keys[0].shape[2], config.sliding_window), config, keys[0].dtype)
             for lengths, (keys, _) in zip(arrays["lengths"], rings, strict=True)
         ]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from voxpipe.config import AttentionConfig
 
+Booleans = NDArray[np.bool_] | mx.array
 LOG2_E = math.log2(math.e)
 UNSEEN = -1e30  # as a base-two score
 LEAST = -60.0  # 2^-60 is nothing beside the largest weight, 1, and far from the subnormal numbers, which are slow
@@ -32,9 +33,9 @@ class Kernels:
         """What queries are multiplied by, with their rotation, before `attend`."""
         return config.head_dim**-0.5
 
-    def mask(self, visible: NDArray[np.bool_], config: AttentionConfig) -> mx.array:
-        """(R, L, capacity) of booleans in the form that `attend` takes."""
-        return mx.array(visible[:, None])
+    def mask(self, visible: Booleans, config: AttentionConfig, dtype: mx.Dtype) -> mx.array:
+        """(R, L, capacity) of booleans in the form that `attend` takes for queries of a type."""
+        return mx.array(visible)[:, None]
 
     def attend(self, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
         """Attention of R streams.
@@ -72,15 +73,11 @@ class GpuKernels(Kernels):
     def query_scale(self, config: AttentionConfig) -> float:
         return 1.0  # `attend` scales
 
-    def additive_mask(self, seen: mx.array, config: AttentionConfig, dtype: mx.Dtype) -> mx.array:
-        """(R, L, capacity) of booleans, in MLX, in the form that `attend` takes."""
+    def mask(self, visible: Booleans, config: AttentionConfig, dtype: mx.Dtype) -> mx.array:
         if not self._folded:
-            return seen[:, None]
-        scores = mx.where(seen, mx.array(0.0, dtype), mx.array(-math.inf, dtype))
+            return super().mask(visible, config, dtype)
+        scores = mx.where(mx.array(visible), mx.array(0.0, dtype), mx.array(-math.inf, dtype))
         return mx.tile(scores, (1, config.n_heads // config.n_kv_heads, 1))[:, None]
-
-    def mask(self, visible: NDArray[np.bool_], config: AttentionConfig) -> mx.array:
-        return self.additive_mask(mx.array(visible), config, mx.float32)
 
     def attend(self, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
         n_rows, length, n_heads, head_dim = q.shape
@@ -102,7 +99,7 @@ class BaseTwoKernels(Kernels):
     def query_scale(self, config: AttentionConfig) -> float:
         return LOG2_E * config.head_dim**-0.5
 
-    def mask(self, visible: NDArray[np.bool_], config: AttentionConfig) -> mx.array:
+    def mask(self, visible: Booleans, config: AttentionConfig, dtype: mx.Dtype) -> mx.array:
         n_groups = config.n_heads // config.n_kv_heads  # `attend` treats the queries of a key's head as one matrix
         scores = np.where(visible, np.float32(0.0), np.float32(UNSEEN))
         return mx.array(np.tile(scores, (1, n_groups, 1))[:, None])

@@ -151,7 +151,7 @@ def _group(
         ring.extend(n_new)
     lengths = starts + longest
     tray.reserve(int(lengths.max()))
-    return Group(tray, rows, starts, index, valid, kernels.mask(tray.visible(lengths, longest), config))
+    return Group(tray, rows, starts, index, valid, kernels.mask(tray.visible(lengths, longest), config, tray.dtype))
 
 
 def _rows(x: mx.array, index: Indices) -> mx.array:

@@ -136,6 +136,12 @@ class VoxtralRealtime(nn.Module):
             n_delay_tokens=n_delay_tokens,
         )
 
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of the caches of a stream whose windows are full."""
+        pair = self._make_trays(n_rows=1, lane=0)  # has no room yet
+        return pair.encoder.full_row_bytes + pair.decoder.full_row_bytes
+
     def begin(self, n_delay_tokens: int, *, first_token: int = 0) -> StreamState:
         """State of a new stream behind the constant part of its left padding.
 
@@ -175,11 +181,7 @@ class VoxtralRealtime(nn.Module):
         if memory is None:
             return most
         left = int(memory) - sum(array.nbytes for _, array in tree_flatten(self.parameters()))
-        row = sum(
-            2 * part.n_layers * part.n_kv_heads * part.head_dim * part.sliding_window * self.dtype.size
-            for part in (self._config.encoder, self._config.decoder)
-        )
-        return min(most, left // row)
+        return min(most, left // self.stream_bytes)
 
     def _trays_with_room(self) -> "Trays":
         """Trays with a free row, on the lane that has the fewest streams."""

@@ -40,7 +40,7 @@ delay_ms = 2400           # by default the daemon's
 
 import re
 import tomllib
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,6 @@ from voxpipe.service.reader import AudioOptions
 from voxpipe.service.stream import StreamOptions
 from voxpipe.service.web import parse_address
 from voxpipe.watch.folder import WatchOptions, parse_on_done
-from voxpipe.watch.selection import RECORDINGS
 
 
 @dataclass(frozen=True)
@@ -75,29 +74,6 @@ class FifoSettings:
 
 
 @dataclass(frozen=True)
-class WatchSettings:
-    """One watched folder."""
-
-    path: str
-    output_dir: str | None = None
-    formats: tuple[str, ...] = ("txt",)
-    recursive: bool = True
-    settle_s: float = 5.0
-    rescan_s: float = 300.0
-    poll: bool = False
-    pattern: tuple[str, ...] = RECORDINGS
-    ignore: tuple[str, ...] = ()
-    on_done: str = "keep"
-    channels: str = "mix"
-    delay_ms: int | None = None
-
-    def options(self, *, delay_ms: int | None) -> WatchOptions:
-        """With a delay for folders that name none."""
-        facts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "on_done"}
-        return WatchOptions(**{**facts, "done_dir": parse_on_done(self.on_done), "delay_ms": self.delay_ms or delay_ms})
-
-
-@dataclass(frozen=True)
 class Settings:
     """The whole file; attributes are its keys."""
 
@@ -116,10 +92,11 @@ class Settings:
     metrics_file_every_s: float = 15.0
     watch_jobs: int = 4
     fifo: tuple[FifoSettings, ...] = ()
-    watch: tuple[WatchSettings, ...] = ()
+    watch: tuple[WatchOptions, ...] = ()
 
     def folders(self) -> list[WatchOptions]:
-        return [folder.options(delay_ms=self.delay_ms) for folder in self.watch]
+        """The watched folders, with a delay for those that name none."""
+        return [replace(folder, delay_ms=folder.delay_ms or self.delay_ms) for folder in self.watch]
 
     def stream_options(self, fifo: FifoSettings | None = None) -> StreamOptions:
         """Of a pipe's streams, or of a client's that asks for nothing else."""
@@ -153,7 +130,7 @@ def read_settings(path: Path) -> Settings:
         raise ConfigError(f"{path}: {exc}") from exc
     place = _Place(path, text)
     fifos = _tables("fifo", FifoSettings, raw, place, noun="pipe")
-    folders = _tables("watch", WatchSettings, raw, place, noun="folder")
+    folders = _tables("watch", WatchOptions, raw, place, noun="folder", once=False)
     settings: Settings = _table(Settings, raw, place, fifo=fifos, watch=folders)
     return settings
 
@@ -180,11 +157,13 @@ class _Place:
         return begin + 1
 
 
-def _tables(name: str, kind: type[Any], raw: dict[str, Any], place: _Place, *, noun: str) -> tuple[Any, ...]:
+def _tables(
+    name: str, kind: type[Any], raw: dict[str, Any], place: _Place, *, noun: str, **more: Any
+) -> tuple[Any, ...]:
     tables = raw.pop(name, [])
     if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
         raise place.error(name, f"is written [[{name}]], with a table for each {noun}")
-    found = tuple(_table(kind, one, place, table=(name, number)) for number, one in enumerate(tables))
+    found = tuple(_table(kind, one, place, table=(name, number), **more) for number, one in enumerate(tables))
     paths = [one.path for one in found]
     for number, path in enumerate(paths):
         if path in paths[:number]:
@@ -202,7 +181,7 @@ def _table(
         allowed = _types(known[key].type)
         if isinstance(value, bool) != (allowed == (bool,)) or not isinstance(value, allowed):
             raise place.error(key, f"is {value!r}; it must be {_noun(allowed)}", table)
-        problem = _problem(key, value) if kind is not WatchSettings else _watch_problem(key, value)
+        problem = _problem(key, value) if kind is not WatchOptions else _watch_problem(key, value)
         if problem:
             raise place.error(key, problem, table)
     for key, one in known.items():

@@ -21,7 +21,7 @@ class WatchOptions:
         rescan_s: seconds between two looks at everything, whatever was reported.
         poll: look all the time instead of waiting for reports.
         pattern, ignore: as for Selection.
-        done_dir: where recordings are moved when their outputs are there; None keeps them.
+        on_done: keep recordings when their outputs are there, or move:DIR.
         channels: "mix" or "split".
         delay_ms: None is the model's own.
         once: end when everything is done.
@@ -36,10 +36,15 @@ class WatchOptions:
     poll: bool = False
     pattern: tuple[str, ...] = RECORDINGS
     ignore: tuple[str, ...] = ()
-    done_dir: str | None = None
+    on_done: str = "keep"
     channels: str = "mix"
     delay_ms: int | None = None
     once: bool = False
+
+    @property
+    def done_dir(self) -> str | None:
+        """Where recordings are moved; None keeps them."""
+        return parse_on_done(self.on_done)
 
 
 def parse_on_done(value: str) -> str | None:
