@@ -43,19 +43,17 @@ def in_thread(*actions: Callable[[], object]) -> threading.Thread:
 
 
 def test_samples_and_marks_come_out_in_the_order_in_which_they_went_in() -> None:
-    source = StreamingAudioSource()
-    source.append(RAMP[:7])
-    source.flush()
-    source.append(RAMP[7:7])
-    source.append(RAMP[7:500])
-    source.append(RAMP[500:])
-    source.flush()
-    source.flush()
-    source.close()
     for size in (1_000, 499, 3, 1):
-        copy = StreamingAudioSource()
-        copy._items.extend(source._items)
-        samples, marks = drain(copy, size)
+        source = StreamingAudioSource()
+        source.append(RAMP[:7])
+        source.flush()
+        source.append(RAMP[7:7])
+        source.append(RAMP[7:500])
+        source.append(RAMP[500:])
+        source.flush()
+        source.flush()
+        source.close()
+        samples, marks = drain(source, size)
         np.testing.assert_array_equal(samples, RAMP)
         assert marks == [(7, Mark.FLUSH), (1_000, Mark.FLUSH), (1_000, Mark.FLUSH), (1_000, Mark.CLOSE)]
 
@@ -68,6 +66,48 @@ def test_take_reports_the_mark_directly_behind_the_last_sample_it_could_take() -
     assert (len(samples), mark) == (10, Mark.FLUSH)
     samples, mark = source.take(10)
     assert (len(samples), mark) == (0, None)
+
+
+def test_a_reader_is_told_when_there_is_what_it_wants() -> None:
+    n_told = 0
+
+    def tell() -> None:
+        nonlocal n_told
+        n_told += 1
+
+    source = StreamingAudioSource(on_change=tell)
+    source.append(RAMP[:10])
+    assert n_told == 1  # nobody has said yet how much it wants
+    assert len(source.take(100, at_least=40)[0]) == 0
+    for first in range(10, 39):
+        source.append(RAMP[first : first + 1])
+    assert n_told == 1
+    source.append(RAMP[39:60])
+    assert n_told == 2
+    samples, _ = source.take(50, at_least=40)
+    np.testing.assert_array_equal(samples, RAMP[:50])
+    # a mark is news, whatever stands before it
+    assert source.take(50, at_least=40) == (pytest.approx([]), None)
+    source.flush()
+    assert n_told == 3
+    assert source.take(50, at_least=40) == (pytest.approx(RAMP[50:60]), Mark.FLUSH)
+    source.append(RAMP[60:70])
+    assert source.take(50, at_least=40) == (pytest.approx([]), None)
+    source.close()
+    assert n_told == 4
+    assert source.take(50, at_least=40) == (pytest.approx(RAMP[60:70]), Mark.CLOSE)
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+def test_a_reader_that_wants_more_than_there_is_room_for_gets_half_of_it(lossy: bool) -> None:
+    source = StreamingAudioSource(max_buffer_s=0.005, lossy=lossy)  # 80 samples
+    heard = []
+    for first in range(0, 1_000, 10):
+        source.append(RAMP[first : first + 10])
+        samples, mark = source.take(1_000, at_least=500)
+        assert mark is None
+        heard.append(samples)
+    np.testing.assert_array_equal(np.concatenate(heard), RAMP)
 
 
 def test_a_closed_source_stays_closed_and_ignores_what_comes_after() -> None:

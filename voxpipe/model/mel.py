@@ -103,6 +103,10 @@ class LogMelStream:
         self._log_mel_max = log_mel_max
         self._tail: Floats = np.zeros(N_FFT // 2, np.float32)  # the first frame is centred on sample 0
 
+    def n_samples_for(self, n_frames: int) -> int:
+        """Samples that must still come for so many frames more."""
+        return N_FFT + (n_frames - 1) * HOP_LENGTH - len(self._tail)
+
     def push(self, samples: Floats) -> Floats:
         """Take (n_samples,) and return the (n_frames, n_mels) that became final, perhaps none."""
         self._tail = np.concatenate([self._tail, samples])

@@ -29,6 +29,7 @@ from voxpipe.model.mel import silent_frames
 ENCODER_GROUP_TOKENS = 16  # most audio embeddings of one stream made by one encoder call: 1.28 s
 DECODER_CHUNK_TOKENS = 32  # most positions of one stream in one decoder call
 MAX_LANES = 4
+FEW_TOKENS = 4  # of a call, which one lane works off as fast as several, for less processor time
 MAX_ROWS_CPU = 16  # streams in a call: beyond it a batch gains nothing on a CPU, and everybody waits longer
 MAX_ROWS_GPU = 128
 SPARE_ROWS_CPU = 8  # a GPU's trays are made when streams come: their windows are large, and its memory is dear
@@ -245,7 +246,7 @@ class VoxtralRealtime(nn.Module):
         shares = (
             _halves(sizes[0], len(self._lanes))
             if len(pieces) == 1
-            else _by_lane([state.encoder.ring for state, _ in pieces], sizes, len(self._lanes))
+            else _by_lane([state.encoder.ring for state, _ in pieces], sizes, self._n_lanes(sum(sizes)))
         )
         for lane, share in zip(self._lanes, shares, strict=False):
             with mx.stream(lane):
@@ -272,7 +273,7 @@ class VoxtralRealtime(nn.Module):
         Returns:
             (sum of all L, vocab_size) logits of the tokens after the positions.
         """
-        n_lanes = 1 if self._is_wide() else len(self._lanes)
+        n_lanes = 1 if self._is_wide() else self._n_lanes(sum(map(len, tokens)))
         shares = _by_lane([state.decoder for state in states], [len(ids) for ids in tokens], n_lanes)
         parts, order = [], []
         firsts = np.cumsum([0] + [len(ids) for ids in tokens])
@@ -305,6 +306,9 @@ class VoxtralRealtime(nn.Module):
             return tables[0][:, None]
         rows = mx.array(np.repeat([distinct.index(delay) for delay in delays], n_positions))
         return mx.stack(tables, axis=1)[:, rows]
+
+    def _n_lanes(self, n_tokens: int) -> int:
+        return 1 if n_tokens <= FEW_TOKENS and not self._is_wide() else len(self._lanes)
 
     def _is_wide(self) -> bool:
         return bool(self.decoder.layers[0].mlp.down_proj.weight.nbytes >= WIDE_BYTES)

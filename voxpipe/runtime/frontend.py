@@ -86,9 +86,10 @@ class FrontEnd:
     def _fill(self, n_tokens: int) -> None:
         wanted = n_tokens * MEL_FRAMES_PER_TOKEN
         while len(self._frames) < wanted and not self.ended:
-            # never less than a token, or the last frame's look-ahead would make it two calls
-            n_samples = max(wanted - len(self._frames), MEL_FRAMES_PER_TOKEN) * HOP_LENGTH
-            samples, mark = self._source.take(n_samples)
+            # whole tokens: audio that comes in small pieces wakes nobody sooner, and its frames are computed together
+            needed = self._mel.n_samples_for(MEL_FRAMES_PER_TOKEN - len(self._frames) % MEL_FRAMES_PER_TOKEN)
+            n_samples = max((wanted - len(self._frames)) * HOP_LENGTH, needed)
+            samples, mark = self._source.take(n_samples, at_least=needed)
             if len(samples):
                 self.n_samples += len(samples)
                 self._dirty = True

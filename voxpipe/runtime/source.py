@@ -67,7 +67,7 @@ class StreamingAudioSource:
         sample_rate: of what is appended, in Hz; resampled to 16 kHz on the way in.
         max_buffer_s: seconds of audio after which `append` waits for the reader; None never waits.
         lossy: never wait; where the buffer is full, drop the older half of it and leave a `Gap`.
-        on_change: called after every change, from the thread that made it.
+        on_change: called after every change of which the reader wants to know, from the thread that made it.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class StreamingAudioSource:
         self._on_change = on_change
         self._items: deque[Floats | Mark | Gap] = deque()
         self._n_samples = 0
+        self._n_marks = 0  # and gaps in the queue
+        self._n_wanted = 0  # samples below which the last `take` returned none
         self._closed = False
         self._changed = threading.Condition()
 
@@ -124,21 +126,30 @@ class StreamingAudioSource:
                 if isinstance(item, np.ndarray):
                     samples.append(item)
             self._n_samples = 0
+            self._n_marks = len(self._items)
             ended = self._closed
             self._changed.notify_all()
         return np.concatenate(samples) if samples else np.zeros(0, np.float32), ended
 
-    def take(self, max_samples: int) -> tuple[Floats, Mark | Gap | None]:
-        """Return up to `max_samples` that are here, and the mark or gap directly behind them if it was reached."""
+    def take(self, max_samples: int, *, at_least: int = 0) -> tuple[Floats, Mark | Gap | None]:
+        """Return up to `max_samples` that are here, and the mark or gap directly behind them if it was reached.
+
+        Args:
+            at_least: return nothing while fewer are here, unless there is a mark or a gap, or the buffer is half full.
+        """
         taken: list[Floats] = []
         mark: Mark | Gap | None = None
         with self._changed:
+            self._n_wanted = at_least if self._max_samples is None else min(at_least, self._max_samples // 2)
+            if not self._is_enough():
+                return np.zeros(0, np.float32), None
             while self._items:
                 item = self._items[0]
                 if not isinstance(item, np.ndarray):
                     mark = item
                     if mark is not Mark.CLOSE:  # a closed source stays closed
                         self._items.popleft()
+                        self._n_marks -= 1
                     break
                 if max_samples == 0:
                     break
@@ -199,6 +210,7 @@ class StreamingAudioSource:
         self._items.appendleft(Gap(n_lost))
         if flush:
             self._items.appendleft(Mark.FLUSH)
+        self._n_marks = sum(not isinstance(item, np.ndarray) for item in self._items)
 
     def _has_room(self) -> bool:
         return self._max_samples is None or self._lossy or self._n_samples < self._max_samples or self._closed
@@ -212,9 +224,13 @@ class StreamingAudioSource:
                 self._resampler = Resampler(self.sample_rate)
             self._closed = mark is Mark.CLOSE
             self._items.append(mark)
+            self._n_marks += 1
             self._changed.notify_all()
         self._tell()
 
+    def _is_enough(self) -> bool:
+        return self._n_samples >= self._n_wanted or self._n_marks > 0
+
     def _tell(self) -> None:
-        if self._on_change is not None:
+        if self._on_change is not None and self._is_enough():
             self._on_change()
