@@ -32,7 +32,6 @@ def test_raw_by_default(size: int) -> None:
     samples = decode(decoder, NOISE.tobytes() + b"\1", size=size)
     assert np.array_equal(samples, NOISE / np.float32(32768))
     assert decoder.format == PcmFormat()
-    assert not decoder.is_wav
     assert decoder.n_leftover_bytes == 1
     assert decoder.n_ignored_bytes == 0
 
@@ -42,7 +41,6 @@ def test_a_wav_header_overrides_what_was_declared() -> None:
     data = wav(NOISE.tobytes(), header=fmt(rate=8000), size=0xFFFFFFFF)
     assert len(decode(decoder, data, size=5)) == 8000
     assert decoder.format == PcmFormat(rate=8000)
-    assert decoder.is_wav
 
 
 def test_declared_rate_and_channels_count_for_raw_bytes() -> None:

@@ -57,11 +57,6 @@ class AudioDecoder:
         return self._decoder.format if self._decoder else None
 
     @property
-    def is_wav(self) -> bool:
-        """Whether the stream began with a WAV header."""
-        return isinstance(self._decoder, WavDecoder)
-
-    @property
     def n_leftover_bytes(self) -> int:
         """After `finish`: bytes at the end that filled no frame, and were dropped."""
         return self._decoder.n_leftover_bytes if self._decoder else 0

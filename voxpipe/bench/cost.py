@@ -36,13 +36,6 @@ class Cost:
     decoder_window: int
     encoder_window: int
 
-    def cache_bytes(self, heard_s: float) -> int:
-        """Keys and values that one stream's windows see after so much audio, left padding included."""
-        n_tokens = heard_s * 1000 / MS_PER_TOKEN
-        n_positions = min(round(n_tokens), self.decoder_window)
-        n_frames = min(round(n_tokens * FRAMES_PER_TOKEN), self.encoder_window)
-        return n_positions * self.decoder_position_bytes + n_frames * self.encoder_frame_bytes
-
     def read_bytes(
         self, *, n_streams: int, heard_s: float, decoder_calls: float = 1.0, encoder_calls: float = 1.0
     ) -> float:

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from voxpipe.config import MS_PER_TOKEN, SAMPLE_RATE, SAMPLES_PER_TOKEN, DecoderConfig, EncoderConfig, ModelConfig
 from voxpipe.errors import UsageError
+from voxpipe.runtime.frontend import right_pad_tokens
 
 if TYPE_CHECKING:
     from voxpipe.runtime.transcriber import Transcriber
 
 CLIP_S = 607.0  # of noise, repeated; a prime number, so that no period of the network meets it
 N_SPECIAL = 40
-WORD_TAIL_TOKENS = 11  # a stream gives so many tokens more than it has 80 ms
+TOKENS_BEHIND = right_pad_tokens(0)  # a stream gives so many tokens more than it has 80 ms
 # windows of 1 s and of 4.8 s
 SMALL = ModelConfig(
     encoder=EncoderConfig(
@@ -180,7 +181,7 @@ class LongRun:
         bounds = [n_steps * i // n_parts for i in range(n_parts + 1)]
         for first, stop in pairwise(bounds):
             yield self._part(stop - first, is_last=stop == n_steps)
-        expected = self._n_fed // SAMPLES_PER_TOKEN + WORD_TAIL_TOKENS
+        expected = self._n_fed // SAMPLES_PER_TOKEN + TOKENS_BEHIND
         self.tokens_missed = len(self._sessions) * expected - self._n_tokens
         self.n_guarded = sum(session.n_guarded for session in self._sessions)
 

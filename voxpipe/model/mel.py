@@ -13,9 +13,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-SAMPLE_RATE = 16_000
+from voxpipe.config import HOP_LENGTH, SAMPLE_RATE
+
 N_FFT = 400
-HOP_LENGTH = 160
 LOG_FLOOR_BELOW_MAX = 8.0
 Floats = NDArray[np.float32]
 

@@ -178,7 +178,7 @@ class VoxtralRealtime(nn.Module):
         if mx.default_device() == mx.cpu:
             return most
         facts: dict[str, Any] = mx.device_info()
-        memory = facts.get("total_memory") or facts.get("memory_size")
+        memory = facts.get("total_memory") or facts.get("max_recommended_working_set_size")
         if memory is None:
             return most
         left = int(memory) - sum(array.nbytes for _, array in tree_flatten(self.parameters()))
