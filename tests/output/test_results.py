@@ -1,14 +1,19 @@
 """Result files: each whole or not there, under names that do not clash."""
 
+import errno
 import json
 import os
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from voxpipe.errors import OutputError, UsageError
+from voxpipe.output import results
 from voxpipe.output.formats import AudioFacts, Heading
-from voxpipe.output.results import ResultFiles, Source, check_directory, output_paths, output_stems
+from voxpipe.output.results import ResultFiles, Source, check_directory, give_name, output_paths, output_stems, size_of
 from voxpipe.output.transcript import Delta
 
 HEADING = Heading("talk.wav", "tiny", 480)
@@ -19,6 +24,11 @@ def paths(tmp_path: Path, *formats: str) -> dict[str, str]:
     return output_paths(str(tmp_path / "out" / "talk"), formats)
 
 
+def commit(results: ResultFiles) -> None:
+    results.finish(AudioFacts(1.0))
+    results.publish()
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -27,7 +37,7 @@ def test_outputs_get_their_names_when_all_are_complete(tmp_path: Path) -> None:
     results = ResultFiles(paths(tmp_path, "txt", "json"), HEADING)
     results.add([DELTA])
     assert all(name.startswith(".") and name.endswith(".part") for name in names(tmp_path / "out"))
-    results.commit(AudioFacts(1.0))
+    commit(results)
     assert names(tmp_path / "out") == ["talk.json", "talk.txt"]
     assert (tmp_path / "out/talk.txt").read_text() == "word\n"
     assert json.loads((tmp_path / "out/talk.json").read_text())["text"] == "word"
@@ -58,7 +68,7 @@ def test_what_is_there_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None
     results = ResultFiles(paths(tmp_path, "txt", "srt"), HEADING, replace=True)
     results.add([DELTA])
     assert (tmp_path / "out/talk.srt").read_text() == "mine"
-    results.commit(AudioFacts(1.0))
+    commit(results)
     assert "word" in (tmp_path / "out/talk.srt").read_text()
 
 
@@ -66,9 +76,56 @@ def test_what_came_in_the_meantime_is_kept_too(tmp_path: Path) -> None:
     results = ResultFiles(paths(tmp_path, "txt"), HEADING)
     (tmp_path / "out/talk.txt").write_text("theirs")
     with pytest.raises(OutputError, match="is there already"):
-        results.commit(AudioFacts(1.0))
+        commit(results)
     assert names(tmp_path / "out") == ["talk.txt"]
     assert (tmp_path / "out/talk.txt").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("number", ["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EINVAL"])
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    monkeypatch.setattr(os, "link", lambda *_: refuse(getattr(errno, number)))
+    results = ResultFiles(paths(tmp_path, "txt"), HEADING)
+    commit(results)
+    assert names(tmp_path / "out") == ["talk.txt"]
+    results = ResultFiles(paths(tmp_path, "srt"), HEADING)
+    (tmp_path / "out/talk.srt").write_text("theirs")
+    with pytest.raises(OutputError, match="is there already"):
+        commit(results)
+    assert (tmp_path / "out/talk.srt").read_text() == "theirs"
+
+
+def refuse(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+def test_one_name_is_given_once_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_slowly(path: str, *, replace: bool, check: Any = results.check_free) -> None:
+        check(path, replace=replace)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(os, "link", lambda *_: refuse(errno.ENOTSUP))
+    monkeypatch.setattr(results, "check_free", check_slowly)
+    refused = []
+
+    def give(part: Path) -> None:
+        part.touch()
+        try:
+            give_name(str(part), str(tmp_path / "talk.txt"), replace=False)
+        except OutputError:
+            refused.append(part.name)
+
+    threads = [threading.Thread(target=give, args=(tmp_path / f"{number}.part",)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert names(tmp_path) == sorted([*refused, "talk.txt"])
+    assert len(refused) == 2
+
+
+def test_sizes_for_the_estimate(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(bytes(7))
+    assert [size_of(path) for path in (str(tmp_path / "a.wav"), str(tmp_path / "gone"), "nul\0")] == [7, 0, 0]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -92,7 +149,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(descriptor)
     results.add([DELTA])
     with pytest.raises(OutputError, match=r"cannot write .*/talk\.txt: No space left on device"):
-        results.commit(AudioFacts(1.0))
+        commit(results)
     assert names(tmp_path / "out") == []
 
 
@@ -106,7 +163,7 @@ def _leads_to(descriptor: str, path: Path) -> bool:
 def test_a_name_as_long_as_names_can_be(tmp_path: Path) -> None:
     stem = str(tmp_path / ("n" * 251))
     results = ResultFiles(output_paths(stem, ["txt"]), HEADING)
-    results.commit(AudioFacts(1.0))
+    commit(results)
     assert names(tmp_path) == ["n" * 251 + ".txt"]
     with pytest.raises(OutputError, match="File name too long"):  # before any work, not after it
         ResultFiles(output_paths(stem, ["json"]), HEADING)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from voxpipe.watch.watcher import FolderWatcher
 from voxpipe.watch.work import FolderWork
 
 SETTLE_S = 0.2
+ANY_BYTES = sys.platform != "darwin"  # whose names are text
 
 
 class Collected(io.RawIOBase):

@@ -1,10 +1,13 @@
 """The parts of a watched folder by themselves: file systems, headers, the settle time, claims, the backlog."""
 
+import fcntl
 import json
+import logging
 import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,11 +17,18 @@ from tests.cli.clips import BEACH
 from tests.cli.process import PATIENCE_S, wait_until
 from tests.watch.bench import once, short
 from voxpipe import Transcriber
+from voxpipe.errors import UnavailableError
 from voxpipe.watch.backlog import MAX_HOLD_S, MAX_RETRY_S, Backlog, retry_in_s
-from voxpipe.watch.claims import LEASE_S, Claim, owner, started_at
+from voxpipe.watch.claims import LEASE_S, Claim, owner, started_at, started_by_ps
 from voxpipe.watch.completeness import missing
-from voxpipe.watch.filesystems import kind_of, parse_mount, parse_mountinfo, silent_kind
+from voxpipe.watch.filesystems import SILENT, kind_of, parse_mount, parse_mountinfo, real_path, silent_kind
+from voxpipe.watch.folder import Folder, WatchOptions
+from voxpipe.watch.lookout import Lookout
+from voxpipe.watch.observer import Observer
+from voxpipe.watch.reports import Reports
 from voxpipe.watch.settling import Settling, Verdict, read_key
+from voxpipe.watch.watcher import FolderWatcher
+from voxpipe.watch.work import FolderWork
 
 MOUNTINFO = r"""
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -65,6 +75,32 @@ def test_the_kind_of_a_file_system_on_macos() -> None:
 
 def test_this_file_system_reports(tmp_path: Path) -> None:
     assert silent_kind(str(tmp_path)) is None
+
+
+def test_what_virtual_machines_share_is_silent() -> None:
+    assert all(map(SILENT.fullmatch, ("virtiofs", "virtio-fs", "applevirtiofs", "acfs", "smbfs", "fuse")))
+    assert not any(map(SILENT.fullmatch, ("ext4", "xfs", "btrfs", "apfs", "hfs", "exfat", "msdos", "tmpfs")))
+
+
+def test_a_path_without_links(tmp_path: Path) -> None:
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "link").symlink_to("talks")
+    assert real_path(str(tmp_path / "link/new/deep")) == str(tmp_path / "talks/new/deep")
+    os.mkfifo(tmp_path / "pipe")
+    assert real_path(str(tmp_path / "pipe")) == str(tmp_path / "pipe")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="plays a system that knows the spelling")
+def test_a_path_as_it_is_spelled_on_the_disc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "talks").mkdir()
+
+    def spelled(descriptor: int, *_: object) -> bytes:
+        return os.fsencode(os.readlink(f"/proc/self/fd/{descriptor}").replace("/talks", "/Talks")) + bytes(9)
+
+    monkeypatch.setattr(fcntl, "F_GETPATH", 50, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", spelled)
+    assert real_path(str(tmp_path / "talks")) == str(tmp_path / "Talks")
+    assert real_path(str(tmp_path / "talks/new/deep")) == str(tmp_path / "Talks/new/deep")
 
 
 def box(name: bytes, n_bytes: int) -> bytes:
@@ -196,6 +232,22 @@ def test_claims(tmp_path: Path) -> None:
     assert mine.take()
 
 
+@pytest.mark.skipif(not os.path.exists("/bin/ps"), reason="ps is not installed")
+def test_when_a_process_began_by_ps_whatever_the_language_and_the_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = set()
+    for zone in ("Asia/Tokyo", "America/Lima"):
+        monkeypatch.setenv("TZ", zone)
+        monkeypatch.setenv("LC_ALL", "C.UTF-8")
+        told.add(started_by_ps(os.getpid()))
+    (began,) = told
+    assert began is not None
+    time.strptime(began, "%a %b %d %H:%M:%S %Y")
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        wait_until(lambda: started_by_ps(process.pid) == "")  # it waits to be noticed
+        process.wait(PATIENCE_S)
+    assert started_by_ps(process.pid) is None
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a process of somebody else")
 def test_a_claim_of_another_user_is_respected(tmp_path: Path) -> None:
     path = tmp_path / "key.claim"
@@ -235,3 +287,76 @@ def test_more_folders_than_the_system_can_watch(
     assert len(watched.of("done")) == 1
     assert "sysctl fs.inotify.max_user_watches=" in caplog.text
     assert "polling" in watched.of("watching")[-1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no stream"), SystemError("no stream"), OSError(5, "no stream")])
+def test_a_system_that_does_not_report(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("voxpipe.watch.observer._make_observer", fail)
+    observer = Observer(lambda path, is_whole: None, lambda path: None, lambda: None)
+    with pytest.raises(UnavailableError, match="no stream"):
+        observer.start([str(tmp_path)], recursive=True)
+
+
+@pytest.mark.parametrize("name", ["watchdog.observers.inotify", "fsevents"])
+def test_a_warning_of_watchdog_means_that_reports_were_lost(name: str, tmp_path: Path) -> None:
+    lost: list[bool] = []
+    observer = Observer(lambda path, is_whole: None, lambda path: None, lambda: lost.append(True))
+    observer.start([str(tmp_path)], recursive=True)
+    logging.getLogger(name).warning("some are lost")
+    observer.stop()
+    logging.getLogger(name).warning("nobody listens")
+    assert lost == [True]
+
+
+def test_what_is_asked_for_during_a_look_is_not_forgotten(tmp_path: Path) -> None:
+    options = WatchOptions(str(tmp_path))
+    folder = Folder(options)
+    lookout = Lookout(
+        folder,
+        options,
+        Reports(),
+        on_change=lambda path, is_whole: None,
+        on_folder=lambda path: None,
+        on_loss=lambda: None,
+    )
+    assert lookout.begin(100.0) is True
+    lookout.ask_for_new()
+    list(lookout.look())
+    assert lookout.is_looking
+    assert lookout.begin(101.0) is False
+    list(lookout.look())
+    assert not lookout.is_looking
+    lookout.ask()
+    assert lookout.begin(102.0) is True
+
+
+def test_an_output_folder_that_is_not_there_yet(tiny: Transcriber, tmp_path: Path) -> None:
+    short(tmp_path / "in/a.wav")
+    watched = once(tiny, tmp_path / "in", output_dir=f"{tmp_path}/out/texts")
+    assert [event.get("polling") for event in watched.of("watching")] == [None]
+    assert (tmp_path / "out/texts/a.txt").exists()
+
+
+def test_a_dead_disc_holds_up_nobody_but_its_own_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = threading.Event()
+
+    def wait(path: str) -> str:
+        dead.wait(PATIENCE_S)
+        return path
+
+    monkeypatch.setattr("voxpipe.watch.folder.real_path", wait)
+    work = FolderWork(jobs=1, tell=lambda: None)
+    began = time.monotonic()
+    watcher = FolderWatcher(WatchOptions(str(tmp_path)), Reports(), model="none", delay_ms=480, tell=lambda: None)
+    work.add(watcher)
+    (facts,) = work.status()
+    assert (facts["folder"], facts["polling"]) == (str(tmp_path), False)
+    work.remove(watcher)
+    assert time.monotonic() - began < 2.0
+    assert watcher.is_alive()
+    dead.set()
+    work.stop()  # which waits for it
+    assert not watcher.is_alive()

@@ -27,6 +27,9 @@ from tests.runtime.models import SMALL
 from tests.watch.bench import files, left_over, short, speech, watching
 from voxpipe import Transcriber
 from voxpipe.cli import main
+from voxpipe.cli.progress import Estimate, ProgressBar
+from voxpipe.cli.recordings import Awake
+from voxpipe.cli.watch import WatchDisplay
 from voxpipe.errors import EX_CANTCREAT, EX_DATAERR, EX_NOINPUT, EX_OK, EX_USAGE
 
 FAST = ("--settle", "0.1", "-f", "txt,json")
@@ -138,7 +141,7 @@ def test_three_hours_take_no_more_memory_than_a_minute(tmp_path: Path) -> None:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == EX_OK
-        peaks[name] = usage.ru_maxrss / 1024
+        peaks[name] = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # bytes or KiB
         events = parse((out / f"{name}.jsonl").read_bytes())
         deltas = [event for event in events if event["type"] == "delta"]
         assert (events[-1]["type"], events[-1]["truncated"]) == ("done", False)
@@ -219,6 +222,25 @@ def test_a_signal_has_everything_looked_at(tmp_path: Path) -> None:
 def loaded(monkeypatch: pytest.MonkeyPatch, tiny: Transcriber) -> None:
     """The embedded model, already loaded, for what runs in this process."""
     monkeypatch.setattr("voxpipe.cli.watch.load_model", lambda model, dtype: tiny)
+
+
+def test_an_idle_mac_stays_awake_while_recordings_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "caffeinate"
+    program.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec sleep 100\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("voxpipe.cli.recordings.CAFFEINATE", str(program))
+    pids = tmp_path / "pids"
+    awake = Awake()
+    display = WatchDisplay(ProgressBar(None, Estimate([]), None), awake)
+    for n in (1, 2):
+        display.queue("a.wav", 100)
+        display.draw()
+        wait_until(lambda n=n: pids.exists() and len(pids.read_text().split()) == n)
+        os.kill(int(pids.read_text().split()[-1]), 0)
+        display.end("a.wav")
+        display.draw()
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pids.read_text().split()[-1]), 0)
 
 
 @pytest.mark.usefixtures("loaded")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from voxpipe.service.status import clock
+
 REFRESH_S = 0.2
 
 
@@ -128,7 +130,5 @@ def status(estimate: Estimate, n_files: int, *, wall_s: float) -> str:
     if estimate.read_s:
         parts.append(f"rtf {wall_s / estimate.read_s:.2f}")
     if estimate.share:
-        left_s = round(wall_s / estimate.share - wall_s)
-        hours, minutes = left_s // 3600, left_s // 60 % 60
-        parts.append((f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{left_s % 60:02} left")
+        parts.append(f"{clock(round(wall_s / estimate.share - wall_s))} left")
     return ", ".join(parts)

@@ -1,11 +1,16 @@
-"""Options of the commands that make files of recordings: transcribe and watch."""
+"""What the commands that make files of recordings share, transcribe and watch: options, and a Mac that stays awake."""
 
-from typing import Any
+import os
+import subprocess
+from contextlib import suppress
+from typing import Any, Self
 
 import click
 
 from voxpipe.cli.options import Command
 from voxpipe.output.formats import FORMATS
+
+CAFFEINATE = "/usr/bin/caffeinate"  # on macOS alone
 
 
 class Formats(click.ParamType[tuple[str, ...]]):
@@ -19,6 +24,31 @@ class Formats(click.ParamType[tuple[str, ...]]):
             if name not in FORMATS:
                 self.fail(f"there is no format {name!r}; choose from {', '.join(FORMATS)}", param, ctx)
         return names
+
+
+class Awake:
+    """Keeps an idle Mac from going to sleep, while the block lasts or as long as `keep` says."""
+
+    def __init__(self) -> None:
+        self._caffeinate: subprocess.Popen[bytes] | None = None
+
+    def keep(self, wanted: bool) -> None:
+        if wanted and self._caffeinate is None and os.path.exists(CAFFEINATE):
+            command = [CAFFEINATE, "-i", "-w", str(os.getpid())]  # which ends it even if we are killed
+            nothing = subprocess.DEVNULL
+            with suppress(OSError):
+                self._caffeinate = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+        elif not wanted and self._caffeinate is not None:
+            self._caffeinate.terminate()
+            self._caffeinate.wait()
+            self._caffeinate = None
+
+    def __enter__(self) -> Self:
+        self.keep(True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.keep(False)
 
 
 def recording_options(command: Command) -> Command:

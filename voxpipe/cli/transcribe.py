@@ -13,11 +13,11 @@ import click
 from voxpipe.cli.cluster import check_send, cluster_options, connect
 from voxpipe.cli.interrupts import Interrupted, Interrupts
 from voxpipe.cli.options import load_model, model_options
-from voxpipe.cli.recordings import recording_options
+from voxpipe.cli.recordings import Awake, recording_options
 from voxpipe.cli.stdout import EventResults, StdoutResults, Turns
 from voxpipe.errors import EX_OK, UsageError, VoxpipeError
 from voxpipe.output.events import JsonLines
-from voxpipe.output.results import Source, check_directory, make_directory, output_stems
+from voxpipe.output.results import Source, check_directory, make_directory, output_stems, size_of
 
 if TYPE_CHECKING:
     from voxpipe.runtime.files import Progress
@@ -31,7 +31,7 @@ STDOUT = "-"
 ONE_AT_A_TIME = ("srt", "vtt")  # two of them behind each other are not a third
 
 
-@click.command()
+@click.command(short_help="Transcribe audio files, and with ffmpeg video files.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=str))
 @click.option(
     "-o",
@@ -88,7 +88,7 @@ def transcribe(
         begun = _begin_on(cluster, jobs_to_do, model, dtype, n_at_once=n_at_once, delay_ms=delay_ms, send=send)
     shows_bar = sys.stderr.isatty() and (output != STDOUT or not sys.stdout.isatty())
     try:
-        with Interrupts() as interrupts, begun as (how, turns):
+        with Interrupts() as interrupts, begun as (how, turns), Awake():
             results = _results(jobs_to_do, names[0], output, how)
             return carry(turns, jobs_to_do, results, interrupts, shows_bar=shows_bar)
     except Interrupted as exc:  # while the model was loaded
@@ -158,7 +158,7 @@ def carry(
     """Carry progress to the results until all is done or a signal comes; return the exit status."""
     from voxpipe.cli.progress import Estimate, progress_bar
 
-    estimate = Estimate([_size(job.path) for job in jobs])
+    estimate = Estimate([size_of(job.path) for job in jobs])
     errors: dict[int, VoxpipeError] = {}
     n_ended = [0] * len(jobs)
     n_finished = 0
@@ -240,10 +240,3 @@ def _jobs_to_files(
     if len(jobs) < len(sources):
         log.warning("%d of %d files are skipped: their outputs are there", len(sources) - len(jobs), len(sources))
     return jobs
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):  # it will be named when its turn comes
-        return 0

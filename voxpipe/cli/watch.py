@@ -1,6 +1,5 @@
 """`voxpipe watch`: recordings that come into a folder, transcribed."""
 
-import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ import click
 from voxpipe.cli.cluster import check_send, cluster_options, connect
 from voxpipe.cli.options import load_model, model_options
 from voxpipe.cli.progress import Estimate, ProgressBar, progress_bar
-from voxpipe.cli.recordings import recording_options
+from voxpipe.cli.recordings import Awake, recording_options
 from voxpipe.errors import UsageError
 from voxpipe.output.events import JsonLines
 
@@ -36,7 +35,7 @@ class OnDone(click.ParamType[str]):
         return str(value)
 
 
-@click.command()
+@click.command(short_help="Transcribe the recordings in folders, and those that come.")
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=str))
 @click.option(
     "-o",
@@ -110,11 +109,12 @@ def watch(
     folder. SIGINT and SIGTERM stop and leave nothing half-written, SIGHUP looks at everything at once.
     """
     from voxpipe.service.watch import WatchService
+    from voxpipe.watch.filesystems import real_path
     from voxpipe.watch.folder import WatchOptions
     from voxpipe.watch.selection import RECORDINGS
 
     check_send(cluster, send=send)
-    roots = [os.path.realpath(folder) for folder in folders]
+    roots = [real_path(folder) for folder in folders]
     for folder, root in zip(folders, roots, strict=True):
         if roots.count(root) > 1:
             raise UsageError(f"{folder} is named twice; a folder is watched once")
@@ -138,13 +138,13 @@ def watch(
         for folder in folders
     ]
     is_shown = sys.stderr.isatty() and not sys.stdout.isatty()
-    with progress_bar(Estimate([]), shown=is_shown) as bar:
-        shown = WatchDisplay(bar)
+    with Awake() as awake, progress_bar(Estimate([]), shown=is_shown) as bar:
+        shown = WatchDisplay(bar, awake)
         service = WatchService(
             watched,
             jobs=jobs,
             lines=JsonLines(sys.stdout.buffer),
-            display=shown if is_shown else None,
+            display=shown,
             on_progress=shown.read,
             on_turn=shown.draw,
         )
@@ -155,10 +155,11 @@ def watch(
 
 
 class WatchDisplay:
-    """Shows how far the recordings are that have come since there was nothing to do."""
+    """Shows how far the recordings are that have come since there was nothing to do, and keeps the machine awake for them."""
 
-    def __init__(self, bar: ProgressBar) -> None:
+    def __init__(self, bar: ProgressBar, awake: Awake) -> None:
         self._bar = bar
+        self._awake = awake
         self._estimate = Estimate([])
         self._indices: dict[str, int] = {}
         self._lock = threading.Lock()  # recordings come and go on the folders' threads
@@ -187,6 +188,7 @@ class WatchDisplay:
     def draw(self) -> float | None:
         """Draw, and say when to draw again."""
         with self._lock:
+            self._awake.keep(bool(self._indices))
             if self._indices:
                 self._bar.draw()
                 return REDRAW_S

@@ -5,9 +5,11 @@ fsync, when all of them are complete. This module knows nothing of audio and mod
 """
 
 import errno
+import fcntl
 import itertools
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,11 +20,12 @@ from voxpipe.errors import OutputError, UsageError
 from voxpipe.output.formats import FORMATS, AudioFacts, Format, Heading
 from voxpipe.output.transcript import Delta
 
-# what file systems without hard links answer
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+# what file systems without hard links answer; macOS has two numbers for "not supported"
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 PART_SUFFIX = ".part"  # with a leading dot: what everybody's folder watchers pass over
 
 _counter = itertools.count()
+_naming = threading.Lock()  # where there are no links, two threads could find the same name free
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,14 @@ class Source:
     def alone(cls, path: str) -> "Source":
         """One that was named by itself: its outputs go straight into the output folder."""
         return cls(path, os.path.basename(path))
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file to be transcribed; 0 if that cannot be seen, which is said when its turn comes."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return 0
 
 
 def output_stems(sources: Sequence[Source], directory: str) -> list[str]:
@@ -115,11 +126,6 @@ class ResultFiles:
         except OSError as exc:
             self._give_up(exc)
 
-    def commit(self, audio: AudioFacts, *, truncated: bool = False) -> None:
-        """Complete the outputs and give them their names."""
-        self.finish(audio, truncated=truncated)
-        self.publish()
-
     def finish(self, audio: AudioFacts, *, truncated: bool = False) -> None:
         """Complete the outputs, still under their temporary names."""
         try:
@@ -127,7 +133,7 @@ class ResultFiles:
                 format.finish(audio, truncated=truncated)
             for file in self._files.values():
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno())
                 file.close()
         except OSError as exc:
             self._give_up(exc)
@@ -153,7 +159,7 @@ class ResultFiles:
             self._give_up(exc)
 
     def discard(self) -> None:
-        """Remove what has been written; nothing after a commit."""
+        """Remove what has been written; nothing after `publish`."""
         for file in self._files.values():
             with suppress(OSError):  # it may have been full
                 file.close()
@@ -200,8 +206,9 @@ def give_name(part: str, path: str, *, replace: bool) -> None:
         else:
             os.unlink(part)
             return
-    check_free(path, replace=replace)
-    os.replace(part, path)
+    with _naming:
+        check_free(path, replace=replace)
+        os.replace(part, path)
 
 
 def check_free(path: str, *, replace: bool) -> None:
@@ -235,12 +242,21 @@ def check_directory(path: str) -> None:
         raise UsageError(f"-o takes a folder, and {path!r} is a file's name; for one file write `-f FORMAT > FILE`")
 
 
+def sync(descriptor: int) -> None:
+    """Make what was written survive a power cut, or raise OSError."""
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS' fsync leaves it in the drive's own memory
+        with suppress(OSError):  # some file systems only know the other
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
 def sync_directory(path: str) -> None:
     """Make renames in a folder survive a power cut, where the file system can."""
     with suppress(OSError):  # some network file systems cannot, and a folder may be one to write into only
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            sync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -5,6 +5,7 @@ renewed for LEASE_S, is stale and taken over. Where all of this fails (a machine
 watchers do the same work, and what they publish is still whole.
 """
 
+import ctypes
 import fcntl
 import json
 import os
@@ -24,6 +25,10 @@ RENEW_S = 60.0
 
 def _machine() -> str:
     """A name for the place in which process numbers mean something: a machine since its start, or a container on it."""
+    if sys.platform == "darwin":  # where the name follows the network
+        uuid, wait = (ctypes.c_ubyte * 16)(), (ctypes.c_long * 2)(1, 0)  # a timespec
+        if ctypes.CDLL(None).gethostuuid(uuid, wait) == 0:
+            return bytes(uuid).hex()
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -40,8 +45,16 @@ def started_at(pid: int) -> str | None:
         except OSError:
             return None
         return "" if fields[0] in "ZX" else fields[19]
-    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
+    return started_by_ps(pid)
+
+
+def started_by_ps(pid: int) -> str | None:
+    """The same where there is no /proc; in one language and time zone, since other processes compare it."""
+    command = ["/bin/ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
+    environment = {"LC_ALL": "C", "TZ": "UTC"}
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    state, _, began = answer.stdout.strip().partition(" ")
+    return "" if state.startswith("Z") else began.strip() or None
 
 
 def has_ended(pid: int, start: object) -> bool:

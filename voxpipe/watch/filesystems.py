@@ -1,5 +1,9 @@
-"""Which file systems report changes: those that other machines can write to report only what this one does."""
+"""What differs between file systems: which report changes, and under which path.
 
+Those that other machines can write to report only what this one does.
+"""
+
+import fcntl
 import os
 import re
 import subprocess
@@ -9,13 +13,34 @@ from pathlib import Path
 # of other machines, of a virtual machine's host, of clusters
 SILENT = re.compile(
     "nfs4?|cifs|smb3|smbfs|smb|afpfs|afs|9p|webdav|davfs2?|ftp|ncpfs|coda|autofs|"
-    "virtiofs|vboxsf|prl_fs2?|vmhgfs|drvfs|osxfs|grpcfuse|macfuse|osxfuse|fuse|"
-    "ceph|glusterfs|lustre|beegfs|gpfs|ocfs2|gfs2|orangefs|pvfs2"
+    "virtio-?fs|applevirtiofs|vboxsf|prl_fs2?|vmhgfs|drvfs|osxfs|grpcfuse|macfuse|osxfuse|fuse|"
+    "acfs|ceph|glusterfs|lustre|beegfs|gpfs|ocfs2|gfs2|orangefs|pvfs2"
 )
 LOCAL_FUSE = frozenset(
     ("fuseblk", "fuse.ntfs-3g", "fuse.exfat", "fuse.mergerfs", "fuse.unionfs", "fuse.encfs", "fuse.gocryptfs")
 )
 MACOS_MOUNT = re.compile(r"^.* on (?P<point>/.*) \((?P<kind>[^,)]+)")
+
+
+def real_path(path: str) -> str:
+    """The path under which changes are reported: without links and, on macOS, spelled as it is on the disc."""
+    real = os.path.realpath(path)
+    if not hasattr(fcntl, "F_GETPATH"):
+        return real
+    try:
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK)  # it may be a pipe
+    except FileNotFoundError:
+        head, tail = os.path.split(real)
+        return os.path.join(real_path(head), tail)
+    except OSError:
+        return real
+    try:
+        spelled = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024))
+    except OSError:
+        return real
+    finally:
+        os.close(descriptor)
+    return os.fsdecode(spelled.split(b"\0")[0])
 
 
 def silent_kind(path: str) -> str | None:

@@ -4,9 +4,11 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from voxpipe.errors import InputError, OutputError, UsageError
 from voxpipe.output.formats import FORMATS
+from voxpipe.watch.filesystems import real_path
 from voxpipe.watch.records import STATE_FOLDER, owner_of, prune
 from voxpipe.watch.selection import RECORDINGS, Selection
 
@@ -60,20 +62,28 @@ def parse_on_done(value: str) -> str | None:
 
 
 class Folder:
-    """The files of a watched folder, by real paths.
+    """The files of a watched folder, by real paths, which are looked up when they are first needed: the disc may be dead.
 
     Attributes:
         n_folders: that the last scan has looked into.
     """
 
     def __init__(self, options: WatchOptions) -> None:
-        self.root = os.path.realpath(options.path)
-        self.output_root = os.path.realpath(options.output_dir or options.path)
-        self.done_root = None if options.done_dir is None else os.path.realpath(options.done_dir)
+        self._options = options
         self.n_folders = 0
-        self._recursive = options.recursive
         self._selection = Selection(options.pattern, options.ignore)
-        self._left_out = {folder for folder in (self.output_root, self.done_root) if folder not in (None, self.root)}
+
+    @cached_property
+    def root(self) -> str:
+        return real_path(self._options.path)
+
+    @cached_property
+    def output_root(self) -> str:
+        return real_path(self._options.output_dir or self._options.path)
+
+    @cached_property
+    def done_root(self) -> str | None:
+        return None if self._options.done_dir is None else real_path(self._options.done_dir)
 
     @property
     def observed(self) -> list[str]:
@@ -120,17 +130,22 @@ class Folder:
         """Whether a path that was reported is a recording's: by its name, its folders, and where a link leads."""
         if not path.startswith(self.root + "/"):
             return False
-        folder, _, _ = path[len(self.root) + 1 :].rpartition("/")
-        parts = folder.split("/") if folder else []
-        if parts and not self._recursive:
-            return False
-        for number in range(1, len(parts) + 1):
-            if not self._enters("/".join(parts[:number])):
-                return False
-        return self._takes(path[len(self.root) + 1 :])
+        return self.is_looked_into(os.path.dirname(path)) and self._takes(path[len(self.root) + 1 :])
 
-    def scan(self) -> Iterator[tuple[str, os.stat_result] | None]:
+    def is_looked_into(self, folder: str) -> bool:
+        """Whether a folder may hold recordings."""
+        if folder == self.root:
+            return True
+        if not self._options.recursive or not folder.startswith(self.root + "/"):
+            return False
+        parts = folder[len(self.root) + 1 :].split("/")
+        return all(self._enters("/".join(parts[:number])) for number in range(1, len(parts) + 1))
+
+    def scan(self, *, tidy: bool = True) -> Iterator[tuple[str, os.stat_result] | None]:
         """Yield every recording with its status, a folder at a time, in the order of their names; None now and then.
+
+        Args:
+            tidy: remove what nothing is left of beside the outputs; it takes a look at every record.
 
         Raises:
             OSError: the folder itself cannot be read; one in it that cannot is passed over.
@@ -150,7 +165,7 @@ class Folder:
                 path = os.path.join(below, entry.name)
                 try:
                     if entry.is_dir(follow_symlinks=False):
-                        if self._recursive and self._enters(path):
+                        if self._options.recursive and self._enters(path):
                             waiting.append(path)
                     elif self._takes(path):
                         status = entry.stat()
@@ -160,11 +175,13 @@ class Folder:
                 except OSError:  # gone, or a link that leads nowhere
                     continue
                 yield None
-            yield from (None for _ in prune(os.path.join(self.output_root, below)))
+            if tidy:
+                yield from (None for _ in prune(os.path.join(self.output_root, below)))
         self.n_folders = n_folders
 
     def _enters(self, below: str) -> bool:
-        return self._selection.enters(below) and os.path.join(self.root, below) not in self._left_out
+        folder = os.path.join(self.root, below)
+        return self._selection.enters(below) and folder not in (self.output_root, self.done_root)
 
     def _takes(self, below: str) -> bool:
         if not self._selection.takes(below):
@@ -177,7 +194,7 @@ class Folder:
         """Whether a file lies in the tree: a link out of it could make anything that we may read into text."""
         if not os.path.islink(path):
             return True
-        return os.path.realpath(path).startswith(self.root + "/")
+        return real_path(path).startswith(self.root + "/")
 
 
 def explain(error: OSError) -> str:

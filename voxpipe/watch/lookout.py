@@ -5,10 +5,12 @@ are none, everything is looked at all the time. Knows nothing of what becomes of
 """
 
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +35,7 @@ class Lookout:
 
     Args:
         on_change: takes a path that was reported, and whether it got its name in one step; from another thread.
+        on_folder: takes a folder that came; from another thread.
         on_loss: called when reports may have been lost, from another thread.
     """
 
@@ -43,12 +46,13 @@ class Lookout:
         reports: Reports,
         *,
         on_change: Callable[[str, bool], None],
+        on_folder: Callable[[str], None],
         on_loss: Callable[[], None],
     ) -> None:
         self._folder = folder
         self._options = options
         self._reports = reports
-        self._observer = Observer(on_change, on_loss)
+        self._observer = Observer(on_change, on_folder, on_loss)
         self._polling: str | None = None  # why
         self._observed: tuple[int, int] | None = None  # device and inode of the folder
         self._scan: Iterator[tuple[str, os.stat_result] | None] | None = None
@@ -67,7 +71,7 @@ class Lookout:
     @property
     def is_looking(self) -> bool:
         """Whether a look at everything has begun, or is asked for."""
-        return self._scan is not None or self._whole_at == 0.0
+        return self._scan is not None or 0.0 in (self._next_at, self._whole_at)
 
     def due_in_s(self, now: float) -> float:
         """Seconds until there is something to do."""
@@ -84,6 +88,8 @@ class Lookout:
         elif kind is not None:
             self._polling = f"it lies on {kind}, which does not report what other machines do"
         else:
+            with suppress(OSError):  # which is told of the first recording
+                os.makedirs(folder.output_root, exist_ok=True)
             try:
                 self._observer.start(folder.observed, recursive=self._options.recursive)
                 status = os.stat(folder.root)
@@ -96,20 +102,25 @@ class Lookout:
         self._observer.stop()
 
     def ask(self) -> None:
-        """Look at everything now."""
+        """Look at everything now, and at what is settled once more."""
         self._whole_at = 0.0
+
+    def ask_for_new(self) -> None:
+        """Look at everything now, for what may have come unreported."""
+        self._next_at = 0.0
 
     def begin(self, now: float) -> bool | None:
         """Begin to look at everything if it is time for that; return whether what is settled is to be looked at again."""
         if self._scan is not None or now < min(self._next_at, self._whole_at):
             return None
         self._began_at = now
+        self._next_at = math.inf
         self._is_whole = now >= self._whole_at
         if self._is_whole:
             self._whole_at = now + self._options.rescan_s
             self._observe_again()
         self._new_namesakes = {}
-        self._scan = self._folder.scan()
+        self._scan = self._folder.scan(tidy=self._is_whole)
         return self._is_whole
 
     def look(self) -> Iterator[tuple[str, Key]]:
@@ -169,7 +180,7 @@ class Lookout:
         every_s = self._options.rescan_s
         if self._polling is not None:
             every_s = min(every_s, max(POLL_S, POLL_SHARE * (now - self._began_at)))
-        self._next_at = now + every_s
+        self._next_at = min(self._next_at, now + every_s)  # unless it was asked for in the meantime
 
 
 def _stem(path: str) -> str:

@@ -3,11 +3,14 @@
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 
-from voxpipe.output.results import NO_LINKS, sync_directory
+from voxpipe.errors import OutputError
+from voxpipe.output.results import NO_LINKS, PART_SUFFIX, give_name, sync, sync_directory
+from voxpipe.watch.records import digest_of
 
 
 def put_away(path: str, target: str, size: int, mtime_ns: int) -> str | None:
@@ -23,19 +26,8 @@ def put_away(path: str, target: str, size: int, mtime_ns: int) -> str | None:
         return None
     os.makedirs(os.path.dirname(target), exist_ok=True)
     for name in _names(target):
-        try:
-            os.link(path, name, follow_symlinks=False)
-        except FileExistsError:
-            if not os.path.samefile(path, name):  # else we were killed before we could remove the old name
-                continue
-        except OSError as exc:
-            if exc.errno not in (errno.EXDEV, *NO_LINKS):
-                raise
-            if os.path.lexists(name):
-                if not _is_still(name, size, mtime_ns):  # else, again, a copy that was made before
-                    continue
-            else:
-                _copy(path, name)
+        if not _put(path, name) and not _is_same(path, name, size, mtime_ns):
+            continue
         sync_directory(os.path.dirname(name))
         if not _is_still(path, size, mtime_ns):
             return None
@@ -44,18 +36,54 @@ def put_away(path: str, target: str, size: int, mtime_ns: int) -> str | None:
     raise AssertionError("names do not end")
 
 
-def _copy(path: str, name: str) -> None:
-    """Copy to another file system, whole or not at all."""
-    part = os.path.join(os.path.dirname(name), f".{os.getpid()}.part")
+def _put(path: str, name: str) -> bool:
+    """Give a file another name, or copy it to there; return whether that was free."""
     try:
-        shutil.copy2(path, part)
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.rename(part, name)
-    except OSError:
+        os.link(path, name, follow_symlinks=False)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as exc:
+        if exc.errno not in (errno.EXDEV, *NO_LINKS):
+            raise
+    if os.path.lexists(name):
+        return False
+    try:
+        _copy(path, name)
+    except OutputError:  # somebody was faster
+        if not os.path.lexists(name):
+            raise
+        return False
+    return True
+
+
+def _copy(path: str, name: str) -> None:
+    """Copy to another file system, whole or not at all.
+
+    Raises:
+        OutputError: there is something now.
+        OSError: it cannot be done.
+    """
+    descriptor, part = tempfile.mkstemp(dir=os.path.dirname(name), prefix=".", suffix=PART_SUFFIX)
+    try:
+        with open(descriptor, "rb") as file:
+            shutil.copy2(path, part)
+            sync(file.fileno())
+        give_name(part, name, replace=False)
+    except BaseException:
         with suppress(OSError):
             os.unlink(part)
         raise
+
+
+def _is_same(path: str, name: str, size: int, mtime_ns: int) -> bool:
+    """Whether a process that was killed has made `name` of it, before it could remove the old name."""
+    if not _is_still(name, size, mtime_ns):
+        return False
+    if os.path.samefile(path, name):
+        return True
+    digest = digest_of(path)
+    return digest is not None and digest == digest_of(name)
 
 
 def _names(target: str) -> Iterator[str]:

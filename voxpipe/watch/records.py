@@ -18,7 +18,7 @@ from itertools import count
 from typing import Any
 
 from voxpipe.errors import OutputError
-from voxpipe.output.results import NO_LINKS, PART_SUFFIX, sync_directory
+from voxpipe.output.results import PART_SUFFIX, give_name, sync, sync_directory
 from voxpipe.watch.claims import Claim
 
 STATE_FOLDER = ".voxpipe"
@@ -122,19 +122,11 @@ class Place:
         record = Record(self.source, version)
         part = self._write_part(record)
         try:
-            os.link(part, self._record_path(stem))
-        except FileExistsError:
+            give_name(part, self._record_path(stem), replace=False)
+        except OutputError:
             if read_record(self._record_path(stem)) is not None:
                 return None
             os.replace(part, self._record_path(stem))  # a power cut or somebody has left it unreadable
-            return record
-        except OSError as exc:
-            if exc.errno not in NO_LINKS:
-                raise
-            if os.path.lexists(self._record_path(stem)):
-                return None
-            os.replace(part, self._record_path(stem))
-            return record
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(part)
@@ -298,7 +290,7 @@ def write_part(part: str, facts: Mapping[str, Any]) -> str:
         with open(part, "w", encoding="ascii") as file:
             json.dump(facts, file, indent=1)  # names that are no UTF-8 are escaped
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
     except OSError:
         with suppress(OSError):
             os.unlink(part)

@@ -21,6 +21,8 @@ UNFINISHED = (
 )
 NOT_RECORDINGS = ("~$*", "desktop.ini", "thumbs.db", "*.error.json", *UNFINISHED)
 FOREIGN_FOLDERS = ("@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx")
+# folders that a Mac shows as one file: what is in them belongs to a program
+PACKAGES = (".band", ".logicx", ".fcpbundle", ".imovielibrary", ".photoslibrary")
 
 
 class Selection:
@@ -45,7 +47,9 @@ class Selection:
     def enters(self, path: str) -> bool:
         """Whether a folder in it is looked into."""
         name = path.rpartition("/")[2].lower()
-        return not name.startswith(".") and name not in FOREIGN_FOLDERS and not _matches(path, self._ignore)
+        if name.startswith(".") or name in FOREIGN_FOLDERS or name.endswith(PACKAGES):
+            return False
+        return not _matches(path, self._ignore)
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

@@ -36,7 +36,16 @@ log = logging.getLogger(__name__)
 N_CALLS = 200  # that are obeyed between two looks at everything else
 ELSEWHERE_S = 2.0  # between two looks at a recording that another watcher has claimed
 # after which nothing else can be written either, for a while
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
+STORAGE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENXIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+)
 
 
 class FolderWatcher(threading.Thread):
@@ -60,6 +69,7 @@ class FolderWatcher(threading.Thread):
         self.reports = reports
         self.finished = False
         self.failure: BaseException | None = None
+        self._path = os.path.abspath(options.path)
         self._folder = Folder(options)
         self._model = model
         self._delay_ms = options.delay_ms or delay_ms
@@ -71,6 +81,7 @@ class FolderWatcher(threading.Thread):
             options,
             reports,
             on_change=lambda path, is_whole: self._calls.put(lambda: self._on_change(path, is_whole)),
+            on_folder=lambda path: self._calls.put(lambda: self._on_folder(path)),
             on_loss=self.rescan,
         )
         self._settling = Settling(options.settle_s)
@@ -82,10 +93,6 @@ class FolderWatcher(threading.Thread):
         self._renew_at = 0.0
 
     # --- for other threads ---------------------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Raise what makes the folder impossible to watch at all."""
-        self._folder.check()
 
     def take(self) -> WatchJob | None:
         """The next recording, to be transcribed now."""
@@ -112,7 +119,7 @@ class FolderWatcher(threading.Thread):
     def status(self) -> dict[str, object]:
         """Facts about it."""
         return {
-            "folder": self._folder.root,
+            "folder": self._path,
             "polling": self._lookout.is_polling,
             "waiting": len(self._settling) + len(self._backlog),
             "in_work": len(self._in_work),
@@ -124,6 +131,7 @@ class FolderWatcher(threading.Thread):
 
     def run(self) -> None:
         try:
+            self._path = self._folder.root
             self._lookout.start()
             while not self._stopping and not self._is_over():
                 self._obey()
@@ -193,6 +201,11 @@ class FolderWatcher(threading.Thread):
                 self._queue(path, key)
         else:
             self._see(path, key, is_event=True)
+
+    def _on_folder(self, path: str) -> None:
+        """A folder came, perhaps with recordings that nobody reports."""
+        if self._folder.is_looked_into(path):
+            self._lookout.ask_for_new()
 
     def _on_lost_output(self, path: str) -> None:
         """An output has been removed, which asks for it again."""

@@ -4,6 +4,7 @@ Belongs to the model's thread; each folder has a thread of its own.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-JOIN_S = 5.0  # for a folder's thread to put things in order; one that waits for a dead disc never does
+JOIN_S = 5.0  # for the folders' threads to put things in order; one that waits for a dead disc never does
 
 
 class FolderWork:
@@ -48,6 +49,7 @@ class FolderWork:
         self._tell = tell
         self._on_progress = on_progress
         self._watchers: list[FolderWatcher] = []
+        self._ending: list[FolderWatcher] = []  # not waited for before the end: live streams go on
         self._jobs: dict[int, tuple[WatchJob, FolderWatcher]] = {}
         self._n_begun = 0
         self.exit_status = EX_OK
@@ -59,13 +61,13 @@ class FolderWork:
         watcher.start()
 
     def remove(self, watcher: FolderWatcher) -> None:
-        """Watch a folder no longer; what is unfinished of it is given up."""
+        """Watch a folder no longer; what is unfinished of it is given up, by its own thread."""
         self._watchers.remove(watcher)
         for job, owner in self._jobs.values():
             if owner is watcher:
                 job.cancel()
         watcher.stop()
-        watcher.join(JOIN_S)
+        self._ending = [one for one in (*self._ending, watcher) if one.is_alive()]
 
     def status(self) -> list[dict[str, Any]]:
         """Facts about each folder, from any thread."""
@@ -110,9 +112,10 @@ class FolderWork:
         self._jobs.clear()
         for watcher in self._watchers:
             watcher.stop()
-        for watcher in self._watchers:
+        until = time.monotonic() + JOIN_S
+        for watcher in (*self._watchers, *self._ending):
             if watcher.is_alive():
-                watcher.join(JOIN_S)
+                watcher.join(max(0.0, until - time.monotonic()))
 
     def _fill(self, streams: "FileStreams | ClusterFiles") -> None:
         """Begin what there is room for."""
