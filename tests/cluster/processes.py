@@ -23,8 +23,9 @@ class DaskCluster:
         client: to look at the cluster from outside.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **variables: str) -> None:
         self._folder = folder
+        self._variables = variables
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._file = folder / "scheduler.json"
         self._start("scheduler", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", cwd=folder)
@@ -45,8 +46,11 @@ class DaskCluster:
 
     def kill(self, name: str) -> None:
         """As the system does when memory runs out."""
-        self._processes[name].send_signal(signal.SIGKILL)
+        self.signal(name, signal.SIGKILL)
         self._processes[name].wait()
+
+    def signal(self, name: str, number: int) -> None:
+        self._processes[name].send_signal(number)
 
     def ask(self, question: Any) -> dict[str, Any]:
         """What a function of a worker's `Worker` says on each of them, by their names."""
@@ -65,7 +69,7 @@ class DaskCluster:
     def _start(self, name: str, *arguments: str, cwd: Path) -> None:
         if name == "scheduler":
             arguments = (*arguments, "--scheduler-file", str(self._file))
-        variables = environment(OPENBLAS_NUM_THREADS="1", PYTHONPATH=os.getcwd())
+        variables = environment(OPENBLAS_NUM_THREADS="1", **{"PYTHONPATH": os.getcwd(), **self._variables})
         with open(self._folder / f"{name}.log", "wb") as log:
             self._processes[name] = subprocess.Popen(
                 [*DASK, *arguments], cwd=cwd, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -73,9 +77,9 @@ class DaskCluster:
 
 
 @contextmanager
-def dask_cluster(folder: Path) -> Iterator[DaskCluster]:
-    """A cluster without workers yet, that is gone at the latest when the block is left."""
-    cluster = DaskCluster(folder)
+def dask_cluster(folder: Path, **variables: str) -> Iterator[DaskCluster]:
+    """A cluster without workers yet, with these variables of the environment, gone at the latest when the block is left."""
+    cluster = DaskCluster(folder, **variables)
     try:
         yield cluster
     finally:

@@ -1,13 +1,16 @@
-"""200 files on three workers, one of which dies midway while another joins; and what that takes beside one process."""
+"""Many files on three workers, also if one dies and another joins midway; what that takes beside one process, and of memory."""
 
 import json
+import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from tests.cli.clips import BEACH, FUTURE, HALL, said, samples, words
 from tests.cli.process import COMMAND, environment, wait_until
@@ -72,3 +75,41 @@ def n_models(dask_worker: object) -> int:
     from voxpipe.cluster import model
 
     return len(model._threads)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3_000)
+def test_the_client_keeps_nothing_of_files_that_are_finished(tmp_path: Path) -> None:
+    """But their names, and some numbers about each."""
+    n_files = 2_000
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    soundfile.write(folder / "0000.wav", np.zeros(3_200), 16_000)
+    for n in range(1, n_files):
+        os.link(folder / "0000.wav", folder / f"{n:04}.wav")
+    resident: dict[int, int] = {}  # bytes, when so many were finished
+    with dask_cluster(tmp_path) as cluster:
+        for name in ("one", "two", "three"):
+            cluster.add_worker(name)
+        cluster.wait_for_workers(3)
+        command = [*COMMAND, "transcribe", "--cluster", cluster.address, "-o", out, *sorted(folder.iterdir())]
+        with subprocess.Popen(map(str, command), stderr=subprocess.PIPE, env=environment()) as process:
+            try:
+                while process.poll() is None:
+                    n_finished = len(list(out.glob("*"))) if out.exists() else 0
+                    if n_finished // 100 * 100 not in resident:
+                        resident[n_finished // 100 * 100] = resident_bytes(process.pid)
+                    time.sleep(0.1)
+            finally:
+                process.kill()
+    assert (process.returncode, len(list(out.iterdir()))) == (0, n_files)
+    last = max(n for n in resident if n < n_files)
+    print(
+        f"\nthe client's memory: {resident[1_000] / 1e6:.1f} MB after 1000, {resident[last] / 1e6:.1f} after {last}",
+        end="",
+    )
+    assert resident[last] - resident[1_000] < 5_000 * (last - 1_000)
+
+
+def resident_bytes(pid: int) -> int:
+    return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(pid)])) * 1_024

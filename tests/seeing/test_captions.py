@@ -7,6 +7,8 @@ import re
 import signal
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +21,10 @@ from tests.cli.clips import BEACH, FUTURE, s16le, said, words
 from tests.cli.process import COMMAND, PATIENCE_S, environment, live, run, shell
 from tests.service.test_daemon import Served, serve
 from voxpipe.captions.board import MAX_BEHIND, MAX_ENDED, MAX_LIVE, MAX_TEXT, Board
+from voxpipe.captions.feed import DaemonFeed
 from voxpipe.captions.server import read_token
 from voxpipe.errors import EX_CANTCREAT, EX_NOINPUT, EX_OK, EX_UNAVAILABLE, EX_USAGE
+from voxpipe.service.attach import connect
 
 Message = dict[str, Any]
 START = {"type": "start", "stream": "one", "source": "-"}
@@ -202,6 +206,32 @@ def test_the_daemons_streams_and_those_of_the_next_daemon(tmp_path: Path) -> Non
         viewer.close()
         process.process.send_signal(signal.SIGTERM)
         assert process.end() == (EX_OK, b"", "")
+
+
+def test_a_signal_while_the_daemon_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked for once more at once, and then as seldom as before."""
+    path = tmp_path / "socket"
+    n_attempts = 0
+
+    def count(path: Path) -> socket.socket | None:
+        nonlocal n_attempts
+        n_attempts += 1
+        return connect(path)
+
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+        daemon.listen()
+        feed = DaemonFeed(Board(), path, ())
+    monkeypatch.setattr("voxpipe.captions.feed.connect", count)
+    thread = threading.Thread(target=feed.run)
+    thread.start()
+    feed.wakeup.set()  # as a signal does
+    time.sleep(0.3)
+    feed.stop()
+    feed.wakeup.set()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert n_attempts <= 2
 
 
 def test_strangers_read_nothing(tmp_path: Path) -> None:

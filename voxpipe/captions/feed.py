@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from voxpipe.captions.board import Board
 from voxpipe.errors import UnavailableError
+from voxpipe.runtime.wakeup import Wakeup
 from voxpipe.service.attach import connect
 from voxpipe.service.protocol import Header
 
@@ -31,13 +32,12 @@ class Feed:
     """Posts events on a board.
 
     Attributes:
-        wakeup: descriptor that `signal.set_wakeup_fd` writes to.
+        wakeup: to be set by every signal.
     """
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._wakeup, self.wakeup = os.pipe()
-        os.set_blocking(self.wakeup, False)
+        self.wakeup = Wakeup()
         self._stop_at: float | None = None
 
     def stop(self) -> None:
@@ -59,9 +59,8 @@ class Feed:
         """Lines with their ends, until the input has none or `grace_s` seconds after `stop`."""
         pending = b""
         while (left_s := self._left_s(grace_s)) is None or left_s > 0:
-            readable, _, _ = select.select([descriptor, self._wakeup], [], [], left_s)
-            if self._wakeup in readable:
-                os.read(self._wakeup, READ_BYTES)
+            readable, _, _ = select.select([descriptor, self.wakeup.fileno()], [], [], left_s)
+            self.wakeup.drain()
             if descriptor not in readable:
                 continue
             data = os.read(descriptor, READ_BYTES)
@@ -120,7 +119,7 @@ class DaemonFeed(Feed):
                     self._read(connection)
                 self._board.set_fed(False)
             if self._stop_at is None:
-                select.select([self._wakeup], [], [], RETRY_S)
+                self.wakeup.wait(RETRY_S)
                 self._connection = self._subscribe()
 
     def _read(self, connection: socket.socket) -> None:

@@ -82,7 +82,7 @@ class CaptionServer:
 def write_message(output: io.BufferedIOBase, message: Message) -> None:
     """One server-sent event; a message of no type is a sign of life."""
     if message:
-        output.write(b"data: " + json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n")
+        output.write(b"data: " + json.dumps(message, separators=(",", ":")).encode() + b"\n\n")
     else:
         output.write(b":\n\n")
     output.flush()

@@ -6,13 +6,13 @@ import sys
 import click
 
 from voxpipe.errors import InputError
-from voxpipe.service.protocol import default_socket
+from voxpipe.service.place import default_socket
 from voxpipe.service.signals import signals
 
 ADDRESS = "127.0.0.1:7330"
 
 
-@click.command()
+@click.command(short_help="Show live captions on a web page of this machine.")
 @click.argument("source", metavar="[-]", type=click.Choice(["-"]), required=False)
 @click.option(
     "--listen", "address", default=ADDRESS, show_default=True, metavar="HOST:PORT", help="Loopback only; port 0: any."
@@ -48,7 +48,7 @@ def captions(source: str | None, address: str, streams: tuple[str, ...]) -> None
     def report() -> None:
         os.write(2, f"voxpipe: {board.n_live} live streams and {board.n_viewers} pages at {server.url}\n".encode())
 
-    with signals(on_stop=feed.stop, on_flush=lambda: None, on_status=report, wakeup=feed.wakeup):
+    with signals(on_stop=feed.stop, on_flush=lambda: None, on_status=report, wakeup=feed.wakeup.descriptor):
         server.start()
         click.echo(f"voxpipe: captions at {server.url}", err=True)
         try:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from types import TracebackType
@@ -14,7 +15,8 @@ from voxpipe.cluster.task import Unfit, describe
 from voxpipe.errors import InputError, ModelError, UnavailableError, UsageError
 
 try:
-    from distributed import Client, Future, Security, as_completed
+    from distributed import Client, Future, KilledWorker, Security, as_completed
+    from distributed.client import ClosedClientError
     from distributed.comm.core import connect
 except ImportError as exc:
     raise UnavailableError("a cluster takes the package distributed: pip install 'voxpipe[cluster]'") from exc
@@ -23,6 +25,11 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0
 POLL_S = 1.0  # between two looks at how many workers there are
+RESULT_S = 30.0  # for the result of a task to come over; after that, its worker may be gone
+
+
+class Remade(Exception):
+    """A worker has died with a result, or is about to have; the task is done again by another one."""
 
 
 class Cluster:
@@ -38,7 +45,8 @@ class Cluster:
 
     Raises:
         UsageError, InputError: this is no address, no scheduler file.
-        UnavailableError: no scheduler answers there, it goes away, or cannot run our code; from every method.
+        UnavailableError: no scheduler answers there, it goes away, or cannot run our code, or workers die while they load
+            the model; from every method.
         ModelError: no worker can load the model; from every method.
     """
 
@@ -75,19 +83,41 @@ class Cluster:
         return self._n_threads
 
     def note(self, unfit: Unfit) -> None:
-        """Say of a worker, once, that it cannot load the model; give up if none can."""
+        """Say of a worker, once, that it cannot load the model; give up if there are workers and none can."""
         if unfit.worker not in self._unfit:
             self._unfit.add(unfit.worker)
             log.warning("the worker %s takes no part: %s", unfit.worker, unfit.reason)
-        if self._unfit.issuperset(self._count_workers()):
+        workers = self._count_workers()
+        if workers and self._unfit.issuperset(workers):
             raise ModelError(f"no worker at {self._address} can load the model: {unfit.reason}")
 
-    def result(self, future: "Future[Any]") -> Any:
-        """What a task has returned or raised."""
+    def note_fit(self, worker: str) -> None:
+        """A worker has loaded the model, maybe since it could not."""
+        self._unfit.discard(worker)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, **how: Any) -> "Future[Any]":
+        """Hand out a task, even if it is the same as another one."""
         try:
-            return future.result()
+            return self.client.submit(function, *arguments, pure=False, **how)
+        except ClosedClientError as exc:
+            raise self._lost() from exc
+
+    def result(self, future: "Future[Any]") -> Any:
+        """What a finished task has returned or raised.
+
+        Raises:
+            Remade: the result cannot be had yet.
+        """
+        if not future.done():
+            raise Remade
+        try:
+            return future.result(timeout=RESULT_S)
         except CancelledError as exc:
             raise self._lost() from exc
+        except OSError as exc:
+            if future.status == "error":  # the task's own
+                raise
+            raise (Remade() if isinstance(exc, TimeoutError) else self._lost()) from exc
         except (ImportError, RuntimeError) as exc:
             if isinstance(exc, RuntimeError) and "deserialization" not in str(exc):
                 raise
@@ -100,11 +130,16 @@ class Cluster:
         """Have all workers load the model, and return what the first one says of it."""
         while True:
             hellos = [
-                self.client.submit(describe, self.choice, workers=[worker], allow_other_workers=True, pure=False)
+                self.submit(describe, self.choice, workers=[worker], allow_other_workers=True)
                 for worker in self._count_workers().keys() - self._unfit
             ]
             for hello in as_completed(hellos, loop=self.client.loop):
-                facts = self.result(hello)
+                try:
+                    facts = self.result(hello)
+                except Remade:
+                    continue
+                except KilledWorker as exc:
+                    raise killed(exc, over="while they loaded the model") from exc
                 if isinstance(facts, ModelFacts):
                     return facts
                 self.note(facts)
@@ -114,8 +149,9 @@ class Cluster:
         """How many threads each of them has."""
         try:
             workers: dict[str, int] = self.client.nthreads()
-        except (OSError, TimeoutError) as exc:
+        except (OSError, AttributeError) as exc:  # AttributeError: of a client that has given up
             raise self._lost() from exc
+        self._unfit &= workers.keys()
         if not workers and (self._n_threads or self._counted_at is None):
             log.warning("there is no worker at %s; waiting for one", self._address)
         self._n_threads = sum(workers.values())
@@ -124,6 +160,14 @@ class Cluster:
 
     def _lost(self) -> UnavailableError:
         return UnavailableError(f"the scheduler at {self._address} has gone; the files that are finished are kept")
+
+
+def killed(error: KilledWorker, *, over: str) -> UnavailableError:
+    """What to tell of workers that have died."""
+    return UnavailableError(
+        f"workers have died {over}, {error.allowed_failures + 1} of them, the last one at {error.last_worker.address}; see its "
+        "log, and if memory has run out, give the workers more, or name a smaller model"
+    )
 
 
 def _connect(address: str) -> Client:

@@ -3,23 +3,29 @@
 Outputs are written here, by whoever takes the progress, so each is written once, however often a worker died over its file.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
 import dask.config
 from distributed import Future, KilledWorker
+from distributed.client import ClosedClientError
 
 from voxpipe.audio.files import AudioInfo
-from voxpipe.cluster.client import POLL_S, Cluster
+from voxpipe.cluster.client import POLL_S, Cluster, Remade, killed
 from voxpipe.cluster.task import TOPIC, Outcome, Request, Unfit, transcribe_file
-from voxpipe.errors import InputError, UnavailableError, VoxpipeError
+from voxpipe.errors import InputError, VoxpipeError, defect
+from voxpipe.output.results import size_of
 from voxpipe.runtime.files import Progress
 from voxpipe.runtime.jobs import FileJob
 from voxpipe.runtime.wakeup import Wakeup
+
+log = logging.getLogger(__name__)
 
 N_AHEAD = 2  # files for each thread of a worker: the one that it works on, and the next
 MAX_FILE_BYTES = 1 << 30  # what is sent is held here, by the scheduler and by the worker
@@ -98,7 +104,7 @@ class ClusterFiles:
         Raises:
             VoxpipeError: as from `Cluster`.
         """
-        while not self._messages.empty():
+        for _ in range(self._messages.qsize()):
             message = self._messages.get()
             yield from self._land(message) if isinstance(message, Future) else self._heed(message)
         for file in [file for file in self._files.values() if file.job.error is not None]:
@@ -106,15 +112,17 @@ class ClusterFiles:
         while self._waiting and self._may_hand_out(self._waiting[0]):
             file = self._waiting.popleft()
             try:
-                self._hand_out(file)
+                request = self._request(file)
             except VoxpipeError as exc:
                 yield self._fail(file, exc)
+            else:
+                self._hand_out(file, request)
 
     def close(self) -> None:
         """Take back all that is unfinished."""
-        self._cluster.client.unsubscribe_topic(TOPIC)
         futures = [file.future for file in self._files.values() if file.future is not None]
-        if futures:
+        with suppress(ClosedClientError):  # the scheduler has gone, and with it all that it had
+            self._cluster.client.unsubscribe_topic(TOPIC)
             self._cluster.client.cancel(futures)
         self._files.clear()
         self._waiting.clear()
@@ -126,12 +134,16 @@ class ClusterFiles:
 
     def _may_hand_out(self, file: _File) -> bool:
         n_bytes = sum(other.n_sent_bytes for other in self._files.values())
-        return not (file.send and n_bytes) or n_bytes + _size(file.job.path) <= MAX_SENDING_BYTES
+        return not (file.send and n_bytes) or n_bytes + size_of(file.job.path) <= MAX_SENDING_BYTES
 
-    def _hand_out(self, file: _File) -> None:
+    def _request(self, file: _File) -> Request:
+        """What a worker is asked.
+
+        Raises:
+            VoxpipeError: as `FileJob.look`, or the file cannot be sent.
+        """
         status = file.job.look()
-        data = _read(file.job.path) if file.send else None
-        request = Request(
+        return Request(
             path=os.path.abspath(file.job.path),
             name=file.job.path,
             size=status.st_size,
@@ -140,26 +152,39 @@ class ClusterFiles:
             is_split=file.job.is_split,
             delay_ms=file.delay_ms,
             n_at_once=self._n_at_once,
-            data=data,
+            data=_read(file.job.path) if file.send else None,
         )
+
+    def _hand_out(self, file: _File, request: Request) -> None:
         # Dask would advise against tasks as large as a file that is sent; but it can repeat them when a worker dies
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": 2 * MAX_FILE_BYTES}):
-            file.future = self._cluster.client.submit(transcribe_file, request, pure=False)
-        file.n_sent_bytes = len(data or b"")
+            file.future = self._cluster.submit(transcribe_file, request)
+        file.n_sent_bytes = len(request.data or b"")
         self._keys[str(file.future.key)] = file
         file.future.add_done_callback(self._hear)
 
     def _land(self, future: "Future[Outcome]") -> Iterator[Progress]:
         """What came of a task."""
-        file = self._keys.pop(str(future.key), None)
+        file = self._keys.get(str(future.key))
         if file is None:  # it was given up
             return
-        file.future, file.n_sent_bytes = None, 0
         try:
             outcome: Outcome = self._cluster.result(future)
-        except KilledWorker as exc:
-            yield self._fail(file, UnavailableError(f"workers have died over it, {exc.allowed_failures + 1} of them"))
+        except Remade:
+            self._messages.put(future)  # until it is there again
             return
+        except KilledWorker as exc:
+            yield self._fail(file, killed(exc, over="over it"))
+            return
+        except VoxpipeError:
+            raise
+        except Exception:
+            log.exception("a defect of voxpipe, on a worker")
+            yield self._fail(file, defect())
+            return
+        del self._keys[str(future.key)]
+        file.future, file.n_sent_bytes = None, 0
+        self._cluster.note_fit(outcome.worker)
         if not outcome.ends:  # a worker that does not see it
             file.send = True
             self._waiting.append(file)
@@ -186,7 +211,8 @@ class ClusterFiles:
         del self._files[file.index]
         if file.future is not None:
             self._keys.pop(str(file.future.key), None)
-            self._cluster.client.cancel([file.future])
+            with suppress(ClosedClientError):
+                self._cluster.client.cancel([file.future])
         elif file in self._waiting:
             self._waiting.remove(file)
         return Progress(file.index, is_last=True, error=error)
@@ -210,13 +236,6 @@ def transcribe_on(
                 wakeup.wait(POLL_S)
     finally:
         files.close()
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):
-        return 0
 
 
 def _read(path: str) -> bytes:

@@ -9,12 +9,13 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from voxpipe.audio.resample import Samples
-from voxpipe.errors import VoxpipeError
+from voxpipe.errors import ModelError, VoxpipeError
 from voxpipe.runtime.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -62,27 +63,25 @@ class ModelThread:
     """Loads a model and decodes recordings on it until the process ends.
 
     Raises:
-        VoxpipeError: from every method: the model cannot be loaded.
+        ModelError: from every method: the model cannot be loaded.
     """
 
     def __init__(self, choice: ModelChoice) -> None:
         self._choice = choice
         self._facts: ModelFacts | None = None
-        self._failure: BaseException | None = None
+        self._failure = ""  # in words: the exception would keep what was loaded of the model
         self._loaded = threading.Event()
         self._waiting: deque[_Recording] = deque()
         self._wakeup = Wakeup()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="voxpipe-model", daemon=True)
         self._thread.start()
-        atexit.register(self._stop)  # a process that ends with MLX's streams of another thread left open is aborted
 
     def facts(self) -> ModelFacts:
         """Wait until the model is loaded."""
         self._loaded.wait()
-        if self._failure is not None:
-            raise self._failure
-        assert self._facts is not None
+        if self._facts is None:
+            raise ModelError(self._failure)
         return self._facts
 
     def transcribe(
@@ -105,8 +104,11 @@ class ModelThread:
     def _run(self) -> None:
         try:
             transcriber = self._load()
+        except VoxpipeError as exc:
+            self._failure = str(exc)
+            return
         except BaseException as exc:
-            self._failure = exc
+            self._failure = " ".join(f"{type(exc).__name__}: {exc}".split())
             return
         finally:
             self._loaded.set()
@@ -129,30 +131,29 @@ class ModelThread:
         from voxpipe.runtime.files import LOOK_S, FileStreams
 
         n_at_once = self._waiting[0].n_at_once
-        engine = transcriber.create_engine(n_expected=n_at_once)
-        streams = FileStreams(transcriber, engine, jobs=n_at_once, tell=self._wakeup.set)
         begun: dict[int, _Recording] = {}
         numbers = itertools.count()
         try:
-            while (self._waiting or len(streams)) and not self._stopping:
-                while self._waiting and self._waiting[0].n_at_once == n_at_once and streams.has_room:
-                    recording, number = self._waiting.popleft(), next(numbers)
-                    begun[number] = recording
-                    streams.begin(number, recording.recording, delay_ms=recording.delay_ms)
-                failed = streams.open()
-                worked = engine.turn()
-                for progress in [*failed, *streams.take(worked)]:
-                    if begun[progress.index].put(progress):
-                        del begun[progress.index]
-                if not worked and not failed:
-                    self._wakeup.wait(LOOK_S)
+            engine = transcriber.create_engine(n_expected=n_at_once)
+            with closing(FileStreams(transcriber, engine, jobs=n_at_once, tell=self._wakeup.set)) as streams:
+                while (self._waiting or len(streams)) and not self._stopping:
+                    while self._waiting and self._waiting[0].n_at_once == n_at_once and streams.has_room:
+                        recording, number = self._waiting.popleft(), next(numbers)
+                        begun[number] = recording
+                        streams.begin(number, recording.recording, delay_ms=recording.delay_ms)
+                    failed = streams.open()
+                    worked = engine.turn()
+                    for progress in [*failed, *streams.take(worked)]:
+                        if begun[progress.index].put(progress):
+                            del begun[progress.index]
+                    if not worked and not failed:
+                        self._wakeup.wait(LOOK_S)
         except Exception as exc:  # a defect, of which those who have asked are told; the next ones may have more luck
-            for recording in begun.values():
+            for recording in list(begun.values()) or [self._waiting.popleft()]:
                 recording.results.put(exc)
-        finally:
-            streams.close()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Give up what is being decoded, and end."""
         self._stopping = True
         self._wakeup.set()
         self._thread.join(timeout=5.0)
@@ -170,9 +171,16 @@ def model_thread(choice: ModelChoice) -> ModelThread:
             thread = _threads[choice] = ModelThread(choice)
     try:
         thread.facts()
-    except VoxpipeError:
+    except ModelError:
         with _lock:
             if _threads.get(choice) is thread:
                 del _threads[choice]
         raise
     return thread
+
+
+@atexit.register
+def _stop_threads() -> None:
+    """A process that ends with MLX's streams of another thread left open is aborted."""
+    for thread in list(_threads.values()):
+        thread.stop()

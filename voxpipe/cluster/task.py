@@ -50,9 +50,11 @@ class Outcome:
     """All that came of a file.
 
     Attributes:
+        worker: whose work it is.
         ends: of each channel, the last `Progress` with all of its deltas; none if the worker does not see the file.
     """
 
+    worker: str
     info: AudioInfo | None
     ends: "list[Progress]"
 
@@ -71,12 +73,8 @@ class Unfit:
 
 def describe(choice: ModelChoice) -> ModelFacts | Unfit:
     """Load the model on this worker."""
-    from distributed import get_worker
-
-    try:
-        return model_thread(choice).facts()
-    except VoxpipeError as exc:
-        return Unfit(get_worker().address, str(exc))
+    thread = _model(choice)
+    return thread if isinstance(thread, Unfit) else thread.facts()
 
 
 def transcribe_file(request: Request) -> Outcome:
@@ -86,19 +84,26 @@ def transcribe_file(request: Request) -> Outcome:
     from voxpipe.runtime.files import Progress
 
     worker = get_worker()
-    try:
-        thread = model_thread(request.choice)
-    except VoxpipeError as exc:
-        unfit = Unfit(worker.address, str(exc))
-        worker.log_event(TOPIC, {"choice": asdict(request.choice), "unfit": asdict(unfit)})
+    thread = _model(request.choice)
+    if isinstance(thread, Unfit):
+        worker.log_event(TOPIC, {"choice": asdict(request.choice), "unfit": asdict(thread)})
         time.sleep(UNFIT_PAUSE_S)  # or the idlest worker, which this one now is, would be asked again and again
-        raise Reschedule from exc
+        raise Reschedule
     try:
         with _file(request, worker) as path:
-            return Outcome(None, []) if path is None else _transcribe(request, path, worker, thread)
+            return Outcome(worker.address, None, []) if path is None else _transcribe(request, path, worker, thread)
     except OSError as exc:  # its disk is full
         error = InputError(f"cannot be stored on {worker.address}: {exc.strerror or exc}")
-        return Outcome(None, [Progress(0, is_last=True, error=error)])
+        return Outcome(worker.address, None, [Progress(0, is_last=True, error=error)])
+
+
+def _model(choice: ModelChoice) -> ModelThread | Unfit:
+    from distributed import get_worker
+
+    try:
+        return model_thread(choice)
+    except (VoxpipeError, OSError) as exc:  # OSError: not even the thread has found a place
+        return Unfit(get_worker().address, str(exc))
 
 
 def _transcribe(request: Request, path: str, worker: "Worker", thread: ModelThread) -> Outcome:
@@ -121,7 +126,7 @@ def _transcribe(request: Request, path: str, worker: "Worker", thread: ModelThre
             info = None if job.info is None else asdict(job.info)
             report = {"key": key, "audio_s": progress.audio_s, "n_channels": progress.n_channels, "info": info}
             worker.log_event(TOPIC, report)
-    return Outcome(job.info, ends)
+    return Outcome(worker.address, job.info, ends)
 
 
 @contextmanager

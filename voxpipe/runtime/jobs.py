@@ -142,7 +142,7 @@ class FileResults:
         self._model = model
         self._delay_ms = delay_ms
         self._results: dict[int, ResultFiles] = {}  # of each channel
-        self._ends: dict[int, Progress] = {}
+        self._ends: dict[int, tuple[float, bool]] = {}  # of each channel that has ended, seconds, and whether truncated
 
     def add(self, progress: "Progress") -> VoxpipeError | None:
         """Write what has come, and complete the outputs if that was all.
@@ -177,10 +177,10 @@ class FileResults:
             self._results[channel] = self._begin(channel, heading)
         self._results[channel].add(progress.deltas)
         if progress.is_last:
-            self._ends[channel] = progress
+            self._ends[channel] = progress.audio_s, progress.truncated
         if len(self._ends) == progress.n_channels:
-            for channel, end in self._ends.items():
-                self._results[channel].finish(job.facts(end.audio_s), truncated=end.truncated)
+            for channel, (audio_s, truncated) in self._ends.items():
+                self._results[channel].finish(job.facts(audio_s), truncated=truncated)
             self._publish([self._results[channel] for channel in sorted(self._results)])
             self._results.clear()
 
