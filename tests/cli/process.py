@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,9 @@ from typing import Any
 Event = dict[str, Any]
 PATIENCE_S = 90.0  # a deadline, not a delay: a busy machine may take long
 COMMAND = (sys.executable, "-m", "voxpipe")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with `&`, which is handed on to what we start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def environment(**changes: str | None) -> dict[str, str]:
@@ -59,7 +63,7 @@ class Result:
 
 def parse(stdout: bytes) -> list[Event]:
     assert stdout.endswith(b"\n") or not stdout
-    return [json.loads(line) for line in stdout.decode().splitlines()]
+    return [json.loads(line) for line in stdout.decode().split("\n") if line]
 
 
 def of(events: list[Event], stream: str) -> list[Event]:

@@ -142,6 +142,21 @@ def test_every_event_is_one_write_and_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("by", ["option", "path"])
+def test_a_name_that_is_not_utf_8(by: str, tmp_path: Path) -> None:
+    source = tmp_path / "in-\udcff.pcm"
+    if by == "path":
+        try:
+            source.write_bytes(s16le(FUTURE))
+        except OSError:
+            pytest.skip("this file system takes no such names")
+    arguments = [source] if by == "path" else ["--name", source.name]
+    result = run(*arguments, stdin=s16le(FUTURE))
+    assert (result.status, result.stderr) == (EX_OK, "")
+    assert {event["stream"] for event in result.events[1:]} == {source.name}
+    assert words(result.text) == said(FUTURE)
+
+
 def test_logs_go_to_stderr_only() -> None:
     result = run(stdin=s16le(FUTURE)[:32_001], env=environment(VOXPIPE_MODEL=None))
     assert result.status == EX_OK
@@ -327,6 +342,11 @@ MODELS = "name one of tiny, 4bit, fp16, bf16, a directory, or OWNER/NAME on the 
         ("--delay soon", f"Invalid value for '--delay': 'soon' is not a number of milliseconds {SEE}", EX_USAGE),
         ("--format mp9", f"Invalid value for '--format': 'mp9' is not one of {FORMATS}. {SEE}", EX_USAGE),
         ("--rate 0", f"Invalid value for '--rate': 0 is not in the range x>=1. {SEE}", EX_USAGE),
+        (
+            "--segment-pause 3600001",
+            f"Invalid value for '--segment-pause': 3600001 is not in the range 80<=x<=3600000. {SEE}",
+            EX_USAGE,
+        ),
         ("--rate 100", "a sampling rate of 100 Hz is not possible: give it in Hz, from 1000 to 768000", EX_USAGE),
         ("--channels 65", "65 channels are not possible: use 1 to 64", EX_USAGE),
         ("--model /no/such/model -", f"there is no model '/no/such/model': {MODELS}", EX_CONFIG),
@@ -446,7 +466,7 @@ from voxpipe.cli.main import cli, run
 for command in [[], *([name] for name in cli.commands)]:
     assert run([*command, "--help"]) == 0
     assert run([*command, "-h"]) == 0
-print(*sorted({"mlx", "mlx.core", "huggingface_hub", "voxpipe.runtime"} & set(sys.modules)), file=sys.stderr)
+print(*sorted({"mlx", "mlx.core", "huggingface_hub", "numpy", "voxpipe.runtime.session"} & set(sys.modules)), file=sys.stderr)
 """
 
 

@@ -7,7 +7,7 @@ import pickle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxpipe.output.transcript import Delta, SegmentStream, segments
+from voxpipe.output.transcript import MAX_SEGMENT_S, Delta, SegmentStream, segments
 
 
 def delta(text: str, start: float, end: float) -> Delta:
@@ -46,6 +46,20 @@ def test_a_pause_of_exactly_the_limit_splits() -> None:
 def test_the_pieces_of_one_word_are_never_split() -> None:
     deltas = [delta(" long", 0.0, 3.0), delta("er", 0.0, 3.0), delta("est", 0.0, 3.0)]
     assert [one.text for one in segments(deltas)] == [" longerest"]
+
+
+def test_talk_without_a_pause_is_split_before_the_word_that_makes_it_too_long() -> None:
+    deltas = [delta(piece, 0.5 * n, 0.5 * n + 0.5) for n in range(2_000) for piece in (f" {n}", "er")]
+    split = segments(deltas, pause_s=60.0)
+    assert "".join(one.text for one in split) == "".join(deltas)
+    assert [one.reason for one in split] == ["length", "length", "length", "end"]
+    assert [one.end - one.start for one in split] == [MAX_SEGMENT_S, MAX_SEGMENT_S, MAX_SEGMENT_S, 100.0]
+    assert all(one.text.startswith(" ") for one in split)  # no word is torn
+
+
+def test_a_long_segment_that_ends_with_a_pause_says_so() -> None:
+    deltas = [delta(" a", 0.0, 299.0), delta(" b", 301.0, 301.5)]
+    assert [one.reason for one in segments(deltas)] == ["pause", "end"]
 
 
 @given(

@@ -5,7 +5,9 @@ import json
 import threading
 import time
 from collections.abc import Iterable
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -32,6 +34,7 @@ from tests.runtime.models import (
 )
 from voxpipe import Delta, StreamingAudioSource, StreamingSession, Transcriber, UsageError
 from voxpipe.config import DELAYS_MS
+from voxpipe.model.voxtral import VoxtralRealtime
 from voxpipe.runtime.runner import Runner
 
 TOKEN = 1_280
@@ -607,3 +610,64 @@ def test_all_delays_of_the_model_card_are_possible_and_480_ms_is_the_default(tin
     assert tiny.create_streaming_session().delay_ms == 480
     for same in (480.0, np.int64(480)):
         assert type(tiny.create_streaming_session(transcription_delay_ms=same).delay_ms) is int  # type: ignore[arg-type]
+
+
+# --- alternatives -----------------------------------------------------------------------------------------------------
+
+
+class Recording:
+    """The network with the logits of every position kept."""
+
+    def __init__(self, network: VoxtralRealtime) -> None:
+        self._network = network
+        self.logits: list[Floats] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def decode(self, *arguments: Any) -> mx.array:
+        logits = self._network.decode(*arguments)
+        self.logits.append(np.array(logits, np.float64))
+        return logits
+
+
+def test_alternatives_are_the_likeliest_other_texts_of_each_position(tiny: Transcriber) -> None:
+    network = Recording(tiny.network)
+    runner = Runner(network, speculate=False)  # type: ignore[arg-type]
+    session = StreamingSession(runner, tiny.tokenizer, keep_tokens=True, n_alternatives=3)
+    plain = StreamingSession(runner, tiny.tokenizer)
+    for one in (session, plain):
+        one.feed(BEACH)
+        one.close()
+    deltas = drain(session)
+    rows = [row for call in network.logits for row in call][-len(session.tokens) :]
+    texts = [(row, token) for row, token in zip(rows, session.tokens, strict=True) if token >= session.n_special]
+    assert len(texts) == len(deltas) > 10
+    for delta, (row, token) in zip(deltas, texts, strict=True):
+        logprobs = row - np.log(np.exp(row - row.max()).sum()) - row.max()
+        likely = [i for i in np.argsort(-logprobs) if i >= session.n_special and i != token][:3]
+        assert [text for text, _ in delta.alternatives] == [tiny.tokenizer.decode([int(i)]) for i in likely]
+        assert [logprob for _, logprob in delta.alternatives] == pytest.approx(logprobs[likely].tolist(), abs=1e-3)
+        assert delta.logprob > delta.alternatives[0][1]
+    # they cost others nothing, and change nothing
+    others = drain(plain)
+    assert others == deltas
+    assert all(delta.alternatives == () for delta in others)
+
+
+def test_alternatives_of_a_stream_beside_others_and_of_guesses(tiny: Transcriber) -> None:
+    runner = Runner(tiny.network)
+    sessions = [StreamingSession(runner, tiny.tokenizer, n_alternatives=n) for n in (2, 0, 5)]
+    for session in sessions:
+        session.feed(BEACH)
+        session.close()
+    got: list[list[Delta]] = [[] for _ in sessions]
+    while live := [session for session in sessions if not session.done]:
+        runner.run([session for session in live if not session.starved])
+        for session, deltas in zip(sessions, got, strict=True):
+            session.finish_if_exhausted()
+            deltas += session.take_deltas()
+    assert got[0] == got[1] == got[2]
+    for two, none, five in zip(*got, strict=True):
+        assert (len(two.alternatives), none.alternatives, len(five.alternatives)) == (2, (), 5)
+        assert [text for text, _ in two.alternatives] == [text for text, _ in five.alternatives[:2]]

@@ -16,7 +16,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.cli.clips import BEACH, FUTURE, s16le
-from tests.cli.process import run, wait_until
+from tests.cli.process import live, run, wait_until
+from tests.service.processes import script
 from tests.service.test_daemon import Served
 from tests.service.test_settings import written
 from voxpipe.errors import EX_CANTCREAT, EX_OK, ConfigError, OutputError
@@ -27,6 +28,16 @@ from voxpipe.service.settings import read_settings
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 TYPES = {"counter", "gauge", "histogram"}
 UNITS = ("_seconds", "_bytes", "_info", "_total")
+# what is left of the network under the units' RestrictAddressFamilies=AF_UNIX
+NO_NETWORK = """
+import errno, os, socket, sys
+def forbid(event, arguments):
+    if event == "socket.__new__" and arguments[1] != socket.AF_UNIX:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+sys.addaudithook(forbid)
+from voxpipe.cli import main
+main.main(sys.argv[1:])
+"""
 COUNTED = {"streams", "limit", "subscribers", "factor", "fds"}  # gauges of things, or of no unit
 
 
@@ -212,6 +223,20 @@ def test_a_unix_socket(tmp_path: Path) -> None:
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"\nvoxpipe_streams 0.0\n" in answer
     metrics.close()
+    assert not path.exists()
+
+
+def test_a_unix_socket_where_there_is_no_network(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.sock"
+    config = written(tmp_path, f'socket = "{tmp_path}/voxpipe.sock"\nmetrics = "{path}"\n')
+    with live("serve", "--config", config, command=script(NO_NETWORK)) as daemon:
+        daemon.wait_for("ready")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            assert b"\nvoxpipe_streams 0.0\n" in client.makefile("rb").read()
+        daemon.signal(signal.SIGTERM)
+        assert daemon.end() == EX_OK
     assert not path.exists()
 
 

@@ -1,11 +1,13 @@
 """`voxpipe serve` and its clients, as real processes on a real socket."""
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,9 +17,21 @@ import pytest
 
 from tests.cli.clips import BEACH, FUTURE, s16le, said, words
 from tests.cli.process import COMMAND, Event, Live, environment, live, parse, run, text_of, wait_until
-from voxpipe.errors import EX_CANTCREAT, EX_DATAERR, EX_OK, EX_UNAVAILABLE, EX_USAGE, UnavailableError
-from voxpipe.service.attach import ask_status
+from tests.service.processes import LATE, script
+from voxpipe.errors import (
+    EX_CANTCREAT,
+    EX_CONFIG,
+    EX_DATAERR,
+    EX_OK,
+    EX_UNAVAILABLE,
+    EX_USAGE,
+    OutputError,
+    UnavailableError,
+)
+from voxpipe.service.attach import ask_status, connect
+from voxpipe.service.place import default_socket
 from voxpipe.service.protocol import MAX_HEADER_BYTES, as_chunk
+from voxpipe.service.sockets import bind
 
 Env = dict[str, str]
 
@@ -157,6 +171,10 @@ def test_one_client_too_many_is_told_so(served: Served) -> None:
     assert [event["type"] for event in events] == ["ready", "start", "error", "done"]
     assert events[2]["code"] == "busy"
     assert events[2]["message"] == "all 4 streams are in use; try again when one has ended"
+    # one that would go on speaking is not listened to
+    with served.connect() as client:
+        client.sendall(bytes(640))
+        assert [event["type"] for event in parse(client.makefile("rb").read())] == ["ready", "start", "error", "done"]
     for client in holding:
         client.close()
     served.idle()
@@ -358,3 +376,183 @@ def test_pipes_come_and_go_with_the_settings_and_streams_stay(tmp_path: Path) ->
             client.end_input()
             assert client.end() == EX_OK
             assert words(client.text()) == said(BEACH)
+
+
+def test_what_a_reload_cannot_have_changes_nothing_and_what_it_can_is_told_truly(tmp_path: Path) -> None:
+    one, two, wrong = tmp_path / "one.pcm", tmp_path / "two.pcm", tmp_path / "wrong.pcm"
+    wrong.write_bytes(b"")
+    with serve(tmp_path, f'[[fifo]]\npath = "{one}"\n') as daemon:
+        general, pipe = daemon.config.read_text().split("[[fifo]]")
+
+        def reload(settings: str, *pipes: Path) -> None:
+            tables = "".join("[[fifo]]" + pipe.replace(str(one), str(path)) for path in pipes)
+            daemon.config.write_text(settings + tables)
+            daemon.process.signal(signal.SIGHUP)
+
+        # 1. one pipe cannot be made: the other that is not named any more is read all the same
+        reload(general, two, wrong)
+        wait_until(lambda: f"the settings stay as they were: {wrong} is no named pipe" in daemon.process.stderr)
+        assert is_read(one)
+        assert not is_read(two)
+        # 2. keys that need a new start have no effect, not even on what is new
+        reload(general + "max_streams = 99\ndelay_ms = 80\n", one, two)
+        with two.open("wb") as writer:
+            writer.write(bytes(640))
+            writer.flush()
+            wait_until(lambda: "two.pcm#1" in [one["stream"] for one in daemon.status()["streams"]])
+            (delay_ms,) = [one["delay_ms"] for one in daemon.status()["streams"] if one["stream"] == "two.pcm#1"]
+        assert delay_ms == 480
+        assert daemon.status()["max_streams"] == 16
+        assert "max_streams changes with the next start only" in daemon.process.stderr
+        daemon.idle()
+        # 3. pipes that come and go leave nothing behind
+        before = daemon.n_descriptors()
+        for _ in range(5):
+            for pipes in ([one], [one, two]):
+                reload(general, *pipes)
+                wait_until(lambda pipes=pipes: is_read(two) == (two in pipes))  # type: ignore[misc]
+        wait_until(lambda: daemon.n_descriptors() <= before)
+
+
+def test_pipes_of_one_name_are_told_apart_and_one_made_anew_is_found(tmp_path: Path) -> None:
+    pipes = [tmp_path / folder / "in.pcm" for folder in ("a", "b")]
+    with serve(tmp_path, "".join(f'[[fifo]]\npath = "{path}"\n' for path in pipes)) as daemon:
+        # 1. each has its own name in the one file of events
+        for path, name in zip(pipes, ("in.pcm#1", "in.pcm-2#1"), strict=True):
+            path.write_bytes(s16le(FUTURE))
+            daemon.process.wait_for("done", name)
+            assert words(daemon.process.text(name)) == said(FUTURE)
+        # 2. one is removed and made again, one while it is being read: both are found after a reload
+        with pipes[1].open("wb") as writer:
+            writer.write(bytes(640))
+            writer.flush()
+            daemon.process.wait_for("start", "in.pcm-2#2")
+            for path in pipes:
+                path.unlink()
+                os.mkfifo(path)
+        wait_until(lambda: "in.pcm-2#2" not in [one["stream"] for one in daemon.status()["streams"]])
+        daemon.process.signal(signal.SIGHUP)
+        for path, name in zip(pipes, ("in.pcm#1", "in.pcm-2#1"), strict=True):
+            path.write_bytes(s16le(FUTURE))
+            daemon.process.wait_for("done", name, n=2)
+        assert daemon.process.count("error") == 0
+
+
+def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
+    config, gate, fifo = tmp_path / "voxpipe.toml", tmp_path / "gate", tmp_path / "in.pcm"
+    os.mkfifo(fifo)
+    path = tmp_path / "voxpipe.sock"
+    config.write_text(f'socket = "{path}"\n[[fifo]]\npath = "{fifo}"\n')
+    writer = os.open(fifo, os.O_RDWR)  # on Linux; one that waits to be read
+    with live(gate, "serve", "--config", config, command=script(LATE)) as daemon:
+        # 1. a client and a writer wait for the model
+        wait_until(lambda: "loading" in daemon.stderr)
+        os.write(writer, bytes(640))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(60)
+            client.connect(str(path))
+            client.sendall(bytes(640))
+            # 2. the signal comes before it
+            daemon.signal(signal.SIGTERM)
+            gate.touch()
+            # 3. nothing is begun any more
+            assert daemon.end() == EX_OK
+            with suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        assert daemon.events == []
+        assert daemon.stderr == "loading\n"
+    assert not path.exists()
+    os.close(writer)
+
+
+def test_a_service_fetches_no_model(tmp_path: Path) -> None:
+    config = tmp_path / "voxpipe.toml"
+    config.write_text('socket = ""\nmodel = "4bit"\n')
+    # an address at which nobody answers: it is not even asked
+    env = environment(HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
+    result = run("serve", "--config", config, env=env)
+    assert result.status == EX_CONFIG
+    assert result.stderr == ("voxpipe: the model '4bit' is not in the local cache; fetch it with: voxpipe pull 4bit\n")
+
+
+def test_launchd_does_not_start_again_what_would_fail_again(tmp_path: Path) -> None:
+    config = tmp_path / "voxpipe.toml"
+    config.write_text("max_streams = 0\n")
+    result = run("serve", "--config", config, env=environment(VOXPIPE_LAUNCHD="1"))
+    assert result.status == EX_OK
+    assert result.stderr == f"voxpipe: {config}, line 1: max_streams is 0; it must be at least 1\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_low_limit_of_descriptors_is_raised(tmp_path: Path) -> None:
+    config = tmp_path / "voxpipe.toml"
+    config.write_text(f'socket = "{tmp_path}/voxpipe.sock"\n')
+    command = ("sh", "-c", 'ulimit -Sn 256; exec "$0" -m voxpipe "$@"', sys.executable)
+    with live("serve", "--config", config, command=command) as daemon:
+        daemon.wait_for("ready")
+        limits = Path(f"/proc/{daemon.process.pid}/limits").read_text().splitlines()
+        (soft,) = [line.split()[3] for line in limits if line.startswith("Max open files")]
+        assert soft == "1024"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize("folder", [".", "voxpipe"])
+def test_a_default_socket_in_another_users_folder_is_not_used(
+    tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("VOXPIPE_SOCKET", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    path = default_socket()
+    with bind(path):
+        connection = connect(path)
+        assert connection is not None
+        connection.close()
+        # 1. somebody else's folder, where he could listen: nothing is sent
+        os.chown(tmp_path / folder, 65534, -1)
+        assert connect(path) is None
+        assert caplog.messages[0].startswith(f"{tmp_path / folder} is another user's, and not trusted with audio; ")
+        # 2. unless the user says so
+        monkeypatch.setenv("VOXPIPE_SOCKET", str(path))
+        trusted = connect(path)
+        assert trusted is not None
+        trusted.close()
+        monkeypatch.delenv("VOXPIPE_SOCKET")
+    # 3. nor is anything served there
+    with pytest.raises(OutputError, match=r" is another user's, who could hear what comes in; export VOXPIPE_SOCKET="):
+        bind(path)
+
+
+def test_folders_made_for_a_socket_are_the_users_alone(tmp_path: Path) -> None:
+    with bind(tmp_path / "one" / "two" / "voxpipe.sock"):
+        assert [path.stat().st_mode & 0o777 for path in (tmp_path / "one", tmp_path / "one" / "two")] == [0o700] * 2
+
+
+def test_a_socket_takes_away_its_own_path_only(tmp_path: Path) -> None:
+    path = tmp_path / "voxpipe.sock"
+    # 1. its path goes when it stops to listen, so that the next one finds nothing in its way
+    first = bind(path)
+    first.close()
+    assert not path.exists()
+    # 2. what somebody else has put there meanwhile stays
+    first = bind(path)
+    path.unlink()
+    with bind(path):
+        first.close()
+        first.close()
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_nobody_binds_while_another_looks_whether_the_path_is_free(tmp_path: Path) -> None:
+    path, bound = tmp_path / "voxpipe.sock", []
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    thread = threading.Thread(target=lambda: bound.append(bind(path)))
+    thread.start()
+    thread.join(0.1)
+    assert not path.exists()
+    os.close(folder)
+    thread.join()
+    assert path.exists()
+    bound[0].close()

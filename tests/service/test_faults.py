@@ -1,26 +1,47 @@
 """What goes wrong on a real machine, done to real processes: others never notice, and everything is given back."""
 
 import ast
+import io
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cli.clips import BEACH, FUTURE, s16le, said, words
 from tests.cli.process import COMMAND, Event, environment, live, of, parse, text_of, wait_until
+from tests.random_checkpoints import EVEN, write_checkpoint
 from tests.service.processes import FAILING, script, small_disk
 from tests.service.test_daemon import Served, serve
-from voxpipe.errors import EX_OK, EX_SOFTWARE
+from voxpipe import StreamingAudioSource, StreamingSession, load
+from voxpipe.errors import EX_OK, EX_SOFTWARE, EX_USAGE
+from voxpipe.output.events import JsonLines
+from voxpipe.service.eventfile import EventFile
+from voxpipe.service.loop import StreamLoop
+from voxpipe.service.stream import Stream, StreamOptions
 
 ROOT = Path(__file__).parents[2]
 HALF = len(s16le(BEACH)) // 4 * 2
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("small") / "model", sizes=EVEN)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("served")) as daemon:
+        yield daemon
 
 
 def is_heard(served: Served) -> bool:
@@ -83,6 +104,46 @@ def test_after_every_kind_of_client_all_is_as_before(tmp_path: Path) -> None:
         wait_until(lambda: daemon.n_descriptors() <= before, lambda: f"{before} descriptors, {daemon.n_descriptors()}")
         # idle trays and freed buffers come and go, up to 50 MB of them; 16 streams that were kept would be more than that
         assert resident_mb(pid) - before_mb < 60
+
+
+def test_a_name_that_is_not_utf_8_is_one_client_s_affair(served: Served) -> None:
+    with live(env=served.env) as other:
+        other.write(s16le(BEACH)[:HALF])
+        other.wait_for("delta")
+        for name in (r"\ud800", r"\udcff", r"\u0000\n\u2028"):
+            events = served.ask(f'VOXPIPE/1 {{"name": "{name}"}}\n'.encode() + s16le(FUTURE))
+            assert [words(text_of(events)), events[-1]["reason"]] == [said(FUTURE), "eof"]
+            assert {event["stream"] for event in events if "stream" in event} == {json.loads(f'"{name}"')}
+        other.write(s16le(BEACH)[HALF:])
+        other.end_input()
+        assert other.end() == EX_OK
+        assert words(other.text()) == said(BEACH)
+
+
+def test_a_stream_that_cannot_be_begun_is_the_only_one_that_fails(
+    small: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    transcriber, loop, output = load(small), StreamLoop(), io.BytesIO()
+    create = transcriber.create_streaming_session
+
+    def fail_for_80_ms(*, transcription_delay_ms: int | None, source: StreamingAudioSource) -> StreamingSession:
+        if transcription_delay_ms == 80:
+            raise RuntimeError("[metal::malloc] Unable to allocate 12345 bytes.")
+        return create(transcription_delay_ms=transcription_delay_ms, source=source)
+
+    monkeypatch.setattr(transcriber, "create_streaming_session", fail_for_80_ms)
+    for name, delay_ms in (("wrong", 500), ("unlucky", 80), ("good", 240)):
+        stream = Stream(name, "-", JsonLines(output), StreamOptions(delay_ms=delay_ms), on_audio=loop.wakeup.set)
+        stream.push(np.zeros(16_000, np.float32))
+        stream.audio.close()
+        loop.announce(stream)
+    assert loop.run(transcriber, lambda: True) == EX_USAGE
+    events = parse(output.getvalue())
+    for name, code in (("wrong", "usage"), ("unlucky", "error")):
+        assert [event["type"] for event in of(events, name)] == ["start", "error", "done"]
+        assert of(events, name)[1]["code"] == code
+    assert of(events, "good")[-1] == {**of(events, "good")[-1], "reason": "eof", "audio_s": 1.0}
+    assert "Unable to allocate 12345 bytes" in caplog.text
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -185,6 +246,53 @@ def test_events_that_were_rotated_away_go_on_in_a_new_file(tmp_path: Path) -> No
         wait_until(lambda: events.exists() and b'"done"' in events.read_bytes())
         assert words(text_of(parse(events.read_bytes()))) == said(FUTURE)
         assert daemon.n_descriptors() < 64
+
+
+@contextmanager
+def room_for(n_bytes: int) -> Iterator[None]:
+    """No file of this process may become longer."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+LINES = [f'{{"seq":{n},"text":"{"x" * 40}"}}\n'.encode() for n in range(5)]
+
+
+@pytest.mark.parametrize("mended_by", ["room", "renaming", "removing", "copying"])
+def test_a_line_of_which_a_full_disk_took_half_is_whole_in_one_file(tmp_path: Path, mended_by: str) -> None:
+    path = tmp_path / "events.jsonl"
+    kept = tmp_path / "events.jsonl.1"
+    file = EventFile(path)
+    # 1. the disk takes one line and a half
+    with room_for(len(LINES[0]) * 3 // 2):
+        for line in LINES[:3]:
+            file.write(line)
+        assert path.stat().st_size == len(LINES[0]) * 3 // 2
+    # 2. somebody makes room
+    if mended_by == "renaming":
+        path.rename(kept)
+    elif mended_by == "removing":
+        path.unlink()
+    elif mended_by == "copying":
+        kept.write_bytes(path.read_bytes())
+        os.truncate(path, 0)
+    # 3. no line is torn, and none is missing but those that were removed
+    for line in LINES[3:]:
+        file.write(line)
+    if mended_by == "copying":  # half a line was copied, and the whole one is here
+        assert (kept.read_bytes(), path.read_bytes()) == (
+            b"".join(LINES)[: len(LINES[0]) * 3 // 2],
+            b"".join(LINES[1:]),
+        )
+    elif mended_by == "room":
+        assert path.read_bytes() == b"".join(LINES)
+    else:
+        assert path.read_bytes() == b"".join(LINES[1:])
+        assert mended_by == "removing" or kept.read_bytes() == LINES[0]
 
 
 @pytest.mark.skipif(shutil.which("logrotate") is None, reason="logrotate is not installed")

@@ -16,13 +16,14 @@ from tests.cli.clips import BEACH, FUTURE, HALL, TEXT, s16le, said, words
 from tests.cli.process import PATIENCE_S, Live, live, of, parse, wait_until
 from tests.random_checkpoints import Sizes, write_checkpoint
 from voxpipe import Transcriber, load
-from voxpipe.errors import EX_OK
+from voxpipe.errors import EX_NOINPUT, EX_OK
 from voxpipe.output.events import JsonLines
 from voxpipe.service import reader
 from voxpipe.service.listen import Listener
 from voxpipe.service.reader import MAX_UNFINISHED, AudioOptions, n_waiting_bytes
 from voxpipe.service.stream import StreamOptions
 
+FUTURE_S = round(len(s16le(FUTURE)) / 32_000, 2)
 SMALL = Sizes(
     encoder_dim=16,
     encoder_layers=1,
@@ -115,6 +116,28 @@ def test_text_is_an_error_of_its_stream_only(fifo: Path, small: Path) -> None:
         assert voxpipe.end() == EX_OK
         assert voxpipe.stderr.count("\n") == 2
         assert voxpipe.count("start") == voxpipe.count("done") == 3
+
+
+def test_a_short_text_ends_with_its_writer(fifo: Path, small: Path) -> None:
+    with live("--model", small, fifo) as voxpipe:
+        # 1. so short that it is seen at its end only
+        send(fifo, b"hi there\n" * 3)
+        assert done(voxpipe, "in.pcm#1")["reason"] == "error"
+        # 2. the next writer is heard from the beginning
+        send(fifo, s16le(FUTURE))
+        assert done(voxpipe, "in.pcm#2") == {**done(voxpipe, "in.pcm#2"), "reason": "eof", "audio_s": FUTURE_S}
+
+
+def test_a_pipe_that_goes_ends_with_the_status_for_inputs(fifo: Path, small: Path) -> None:
+    with live("--model", small, fifo) as voxpipe:
+        with fifo.open("wb") as pipe:
+            pipe.write(bytes(640))
+            pipe.flush()
+            voxpipe.wait_for("start")
+            fifo.unlink()
+        assert voxpipe.end() == EX_NOINPUT
+        assert voxpipe.events[-1]["reason"] == "eof"
+        assert voxpipe.stderr == f"voxpipe: {fifo}: No such file or directory; it is not read any more\n"
 
 
 def test_two_pipes_and_stdin_at_once_equal_each_alone(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from voxpipe.service.protocol import MAGIC, ChunkReader, Header, as_chunk
         format=st.text(),
         rate=st.integers(),
         delay_ms=st.one_of(st.none(), st.integers()),
-        segment_pause_ms=st.one_of(st.none(), st.integers(80)),
+        segment_pause_ms=st.one_of(st.none(), st.integers(80, 3_600_000)),
         heartbeat_s=st.one_of(st.none(), st.floats(0.01, 1e5)),
         realtime=st.booleans(),
         max_lag_s=st.one_of(st.none(), st.floats(1, 3600)),
+        logprobs=st.booleans(),
         model=st.one_of(st.none(), st.text()),
         name=st.one_of(st.none(), st.text()),
         framing=st.sampled_from(["raw", "chunks"]),
@@ -30,6 +31,13 @@ def test_what_is_encoded_is_decoded(header: Header) -> None:
     assert line.startswith(MAGIC)
     assert line.count(b"\n") == 1
     assert Header.decode(line.rstrip(b"\n")) == header
+
+
+@pytest.mark.parametrize("name", ["\udcff", "\ud800 \udc00", "é\n", "\u2028"])
+def test_a_name_that_is_not_utf_8_can_be_said(name: str) -> None:
+    line = Header(name=name).encode()
+    assert line.count(b"\n") == 1
+    assert Header.decode(line).name == name
 
 
 @given(st.binary(max_size=200))
@@ -67,7 +75,9 @@ def test_any_json_is_a_header_or_a_usage_error(value: object) -> None:
         ("[]", "the header is not a JSON object; send for example: VOXPIPE/1"),
         ("{", "the header is not JSON ("),
         ('{"framing": "ogg"}', "the header's 'framing' is 'ogg'; it can be 'raw' or 'chunks'"),
-        ('{"segment_pause_ms": 10}', "the header's 'segment_pause_ms' is 10; 80 is the least"),
+        ('{"segment_pause_ms": 10}', "the header's 'segment_pause_ms' is 10; it can be 80 to 3600000"),
+        (f'{{"segment_pause_ms": 1{"0" * 400}}}', "the header's 'segment_pause_ms' is 10000"),
+        ('{"logprobs": "yes"}', "the header's 'logprobs' is 'yes', which is not true or false"),
         ('{"realtime": 1}', "the header's 'realtime' is 1, which is not true or false"),
         ('{"max_lag_s": 0.1}', "the header's 'max_lag_s' is 0.1; it can be 1 to 3600"),
         ('{"heartbeat_s": 0}', "the header's 'heartbeat_s' is 0; it must be more than 0"),

@@ -86,6 +86,7 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ("heartbeat_s = 2", "realtime = 1", 7, "realtime is 1; it must be true or false"),
         ("heartbeat_s = 2", "max_lag_s = 0.5", 7, "max_lag_s is 0.5; it can be 1 to 3600"),
         ("heartbeat_s = 2", "heartbeat_s = 0", 7, "heartbeat_s is 0; it must be at least 0.01"),
+        ("heartbeat_s = 2", "heartbeat_s = 1e9", 7, "heartbeat_s is 1000000000.0; it must be at most 10000000"),
         ('path = "/run/two.pcm"', 'path = "two.pcm"', 10, "path is 'two.pcm'; it must be an absolute path"),
         ('path = "/run/two.pcm"', 'path = "/run/one.pcm"', 10, "path names /run/one.pcm a second time"),
         ('path = "/run/two.pcm"', "", 9, "path is missing"),

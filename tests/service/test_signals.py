@@ -58,6 +58,22 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
         assert voxpipe.stderr == ""
 
 
+def test_ctrl_c_for_the_command_in_front_is_not_for_one_behind_it(tmp_path: Path) -> None:
+    # 1. a script starts it with `&`, which has SIGINT ignored in it
+    behind = ("sh", "-c", 'trap "" INT; exec "$@"', "sh", *COMMAND)
+    with live(command=behind) as voxpipe:
+        voxpipe.write(s16le(BEACH)[:HALF])
+        voxpipe.wait_for("delta")
+        # 2. Ctrl-C, and it goes on
+        voxpipe.signal(signal.SIGINT)
+        voxpipe.write(s16le(BEACH)[HALF:])
+        voxpipe.wait_for_words(12)
+        # 3. until it is meant
+        voxpipe.signal(signal.SIGTERM)
+        assert voxpipe.end() == EX_OK
+        assert voxpipe.events[-1]["reason"] == "signal"
+
+
 def test_a_reader_that_has_seen_enough_ends_the_process_quietly() -> None:
     # 1. head takes one line and leaves
     script = '{ voxpipe; echo "status $?" >&2; } < "$1" | head -n 1'

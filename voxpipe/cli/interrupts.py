@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from voxpipe.service.signals import STOP_SIGNALS, heeded
+
 
 class Interrupted(BaseException):
     """A signal asks for the end."""
@@ -22,8 +24,7 @@ class Interrupts:
         self._pending: int | None = None
 
     def __enter__(self) -> "Interrupts":
-        heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]  # as `&` has it
-        self._previous = {number: signal.signal(number, self._on_signal) for number in heeded}
+        self._previous = {number: signal.signal(number, self._on_signal) for number in heeded(STOP_SIGNALS)}
         return self
 
     def __exit__(self, *error: object) -> None:

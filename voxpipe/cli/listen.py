@@ -11,12 +11,13 @@ from voxpipe.cli.options import load_model, model_options
 from voxpipe.errors import InputError, UnavailableError, UsageError
 from voxpipe.output.events import JsonLines
 from voxpipe.service.attach import Attachment, connect, model_of
-from voxpipe.service.protocol import CHUNKS, MAX_LAG_S, Header, default_socket
+from voxpipe.service.place import default_socket
+from voxpipe.service.protocol import CHUNKS, MAX_ALTERNATIVES, MAX_LAG_S, MAX_SEGMENT_PAUSE_MS, Header
 
 MAX_NAME = 100
 
 
-@click.command()
+@click.command(short_help="Transcribe live audio: stdin, named pipes, raw files.")
 @click.argument("sources", metavar="[SOURCE]...", nargs=-1)
 @click.option(
     "--format",
@@ -35,7 +36,7 @@ MAX_NAME = 100
 @click.option(
     "--segment-pause",
     "segment_pause_ms",
-    type=click.IntRange(min=80),
+    type=click.IntRange(min=80, max=MAX_SEGMENT_PAUSE_MS),
     metavar="MS",
     help="Also report segments: the words between two pauses of at least so many milliseconds.",
 )
@@ -45,6 +46,14 @@ MAX_NAME = 100
     type=click.FloatRange(min=0, min_open=True),
     metavar="S",
     help="Also report every so many seconds that a stream is alive, and how far behind.",
+)
+@click.option("--logprobs", is_flag=True, help="Also say with each piece of text how sure the model was of it.")
+@click.option(
+    "--alternatives",
+    type=click.IntRange(0, MAX_ALTERNATIVES),
+    default=0,
+    metavar="N",
+    help="Also say with each piece of text what else it might have been: so many of the likeliest.",
 )
 @click.option("--name", metavar="NAME", help="Of the stream in its events. [default: stdin, or the source's]")
 @click.option(
@@ -74,6 +83,8 @@ def listen(
     channels: int,
     segment_pause_ms: int | None,
     heartbeat_s: float | None,
+    logprobs: bool,
+    alternatives: int,
     name: str | None,
     realtime: bool,
     max_lag_s: float | None,
@@ -106,6 +117,8 @@ def listen(
             heartbeat_s=heartbeat_s,
             realtime=realtime,
             max_lag_s=max_lag_s,
+            logprobs=logprobs,
+            alternatives=alternatives,
             name=name or "stdin",
             source="-",
             framing=CHUNKS,
@@ -127,6 +140,8 @@ def listen(
         heartbeat_s=heartbeat_s,
         realtime=realtime,
         max_lag_s=max_lag_s,
+        logprobs=logprobs,
+        n_alternatives=alternatives,
     )
     listener = Listener(paths, audio_options, stream_options, JsonLines(sys.stdout.buffer), name=name)
     return listener.run(lambda: load_model(model, dtype))

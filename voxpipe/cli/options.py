@@ -52,11 +52,15 @@ def model_options(command: Command) -> Command:
     )(command)
 
 
-def load_model(model: str | None, dtype: str | None) -> "Transcriber":
-    """Load what --model names, or $VOXPIPE_MODEL, which is never fetched, or "auto"."""
+def load_model(model: str | None, dtype: str | None, *, fetch: bool = True) -> "Transcriber":
+    """Load what --model names, or $VOXPIPE_MODEL, which is never fetched, or "auto".
+
+    Args:
+        fetch: whether a repository that --model names may be fetched.
+    """
     from voxpipe.checkpoints.hub import resolve
     from voxpipe.runtime.transcriber import load_choice
 
     from_environment = os.environ.get("VOXPIPE_MODEL") or "auto"
-    choice = resolve(model) if model is not None else resolve(from_environment, fetch=False)
+    choice = resolve(model, fetch=fetch) if model is not None else resolve(from_environment, fetch=False)
     return load_choice(choice, dtype=dtype)

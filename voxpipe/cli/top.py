@@ -15,7 +15,7 @@ import click
 
 from voxpipe.errors import UnavailableError
 from voxpipe.service.attach import ask_status
-from voxpipe.service.protocol import default_socket
+from voxpipe.service.place import default_socket
 from voxpipe.service.status import clock, heading, printable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ PATIENCE_S = 5.0  # with a daemon that does not answer
 BEHIND_MS = 400  # more than a turn or two explain: shown in another colour
 
 
-@click.command()
+@click.command(short_help="Watch the streams of a running `voxpipe serve`.")
 @click.option("--once", is_flag=True, help="Print one table and end; so it is, too, where the output is no terminal.")
 @click.option(
     "--interval",

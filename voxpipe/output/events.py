@@ -29,7 +29,9 @@ class JsonLines:
 
     def write(self, type: str, **fields: Any) -> None:
         event = {"type": type, **{name: value for name, value in fields.items() if value is not None}}
-        line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+        # half of a surrogate pair, as in a name that is not UTF-8, becomes \udcff, which is what JSON has for it
+        line = text.encode("utf-8", "backslashreplace") + b"\n"
         with self._lock:
             self._output.write(line)
             self._output.flush()
@@ -42,13 +44,21 @@ class StreamEvents:
     """The events of one stream: `start` first, numbered deltas, `done` last and once.
 
     Args:
+        logprobs: whether deltas say how sure the model was of them.
         on_event: told every event once it is written.
     """
 
     def __init__(
-        self, lines: JsonLines, *, stream: str, source: str, on_event: Callable[[Event], None] | None = None
+        self,
+        lines: JsonLines,
+        *,
+        stream: str,
+        source: str,
+        logprobs: bool = False,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self._lines = lines
+        self._logprobs = logprobs
         self._on_event = on_event
         self._stream = stream
         self._seq = 0
@@ -58,17 +68,20 @@ class StreamEvents:
     def delta(self, delta: Delta) -> None:
         self._seq += 1
         start, end = round(delta.start, 2), round(delta.end, 2)
-        self._write("delta", seq=self._seq, text=str(delta), start=start, end=end)
+        asked: dict[str, Any] = {"logprob": _rounded(delta.logprob)} if self._logprobs else {}
+        if delta.alternatives:
+            asked["alternatives"] = [{"text": text, "logprob": _rounded(one)} for text, one in delta.alternatives]
+        self._write("delta", seq=self._seq, text=str(delta), start=start, end=end, **asked)
 
-    def segment(self, segment: Segment, reason: str) -> None:
-        """`seq` is that of the segment's last delta, `reason` why it ended: `pause`, `flush` or `end`."""
+    def segment(self, segment: Segment) -> None:
+        """`seq` is that of the segment's last delta."""
         self._write(
             "segment",
             seq=self._seq,
             text=segment.text,
             start=round(segment.start, 2),
             end=round(segment.end, 2),
-            reason=reason,
+            reason=segment.reason,
         )
 
     def heartbeat(self, *, audio_s: float, lag_ms: int) -> None:
@@ -96,3 +109,7 @@ def silence_output(output: BinaryIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
     except (OSError, ValueError):  # it has no descriptor: nothing will be flushed to it
         return
+
+
+def _rounded(logprob: float) -> float:
+    return round(logprob, 4) or 0.0  # and not -0.0

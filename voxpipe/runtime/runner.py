@@ -16,7 +16,7 @@ import numpy as np
 
 from voxpipe.errors import UsageError
 from voxpipe.model.voxtral import DECODER_CHUNK_TOKENS, ENCODER_GROUP_TOKENS, VoxtralRealtime
-from voxpipe.runtime.session import StreamingSession
+from voxpipe.runtime.session import Likely, StreamingSession
 
 CHUNK_SIZES = (1, 2, 3, 4, 6, 8)  # positions of one stream in a call
 COST_WEIGHT = 0.2  # of the newest measurement of a call's time
@@ -102,12 +102,15 @@ class Runner:
         if any(any(part) for part in penalties):
             logits[:, self.network.config.streaming_pad_id] -= mx.array(np.concatenate(penalties).astype(np.float32))
         best = logits.argmax(axis=-1)
-        logprob = logits.max(axis=-1) - logits.logsumexp(axis=-1)
-        mx.eval(best, logprob)
+        scale = logits.logsumexp(axis=-1)
+        logprob = logits.max(axis=-1) - scale
+        likely = _likeliest_text(logits, scale, sessions)
+        mx.eval(best, logprob, *likely)
         n_all = sum(map(len, tokens))
         if is_timed:
             self._note_cost(n_all, time.perf_counter() - started_at)
-        return self._accept(sessions, tokens, np.asarray(best).tolist(), np.asarray(logprob).tolist())
+        others = [list(zip(*both, strict=True)) for both in zip(*(np.asarray(x).tolist() for x in likely), strict=True)]
+        return self._accept(sessions, tokens, np.asarray(best).tolist(), np.asarray(logprob).tolist(), others)
 
     def _accept(
         self,
@@ -115,12 +118,13 @@ class Runner:
         tokens: Sequence[Sequence[int]],
         best: Sequence[int],
         logprobs: Sequence[float],
+        others: Sequence[Likely],
     ) -> int:
         n_accepted = first = 0
         for session, ids in zip(sessions, tokens, strict=True):
             stop = first + len(ids)
             n_given = session.n_given
-            n = session.accept(ids, best[first:stop], logprobs[first:stop])
+            n = session.accept(ids, best[first:stop], logprobs[first:stop], others[first:stop])
             n_accepted += n
             self.n_guessed += max(0, len(ids) - n_given)
             self.n_right += max(0, n - n_given)
@@ -161,3 +165,18 @@ class Runner:
             return self._cost_s[n_positions]
         smaller = [n for n in self._cost_s if n < n_positions]
         return self._cost_s[max(smaller)] if smaller else 1.0
+
+
+def _likeliest_text(
+    logits: mx.array, scale: mx.array, sessions: Sequence[StreamingSession]
+) -> tuple[mx.array, mx.array] | tuple[()]:
+    """(N, n) ids of text and their log probabilities, the likeliest first: one more than any session asks for."""
+    n = max(session.n_alternatives for session in sessions)
+    if n == 0:
+        return ()
+    first = sessions[0].n_special
+    text = logits[:, first:]
+    n = min(n + 1, text.shape[-1])
+    ids = mx.argpartition(-text, kth=n - 1, axis=-1)[:, :n]
+    ids = mx.take_along_axis(ids, mx.argsort(-mx.take_along_axis(text, ids, axis=-1), axis=-1), axis=-1)
+    return ids + first, mx.take_along_axis(text, ids, axis=-1) - scale[:, None]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from voxpipe.runtime.runner import Runner
 
 Floats = NDArray[np.float32]
+Likely = Sequence[tuple[int, float]]  # tokens and the logarithms of their probabilities, the likeliest first
 
 # A model can fall into a rut of blanks over real speech, fed by its own context, for minutes. Pauses in speech reach 165
 # blanks; silence wins by 8.5 logits and more, ruts by 3.5 to 6.6 (vllm-project/vllm#47614), so a penalty that grows to
@@ -48,6 +49,7 @@ class StreamingSession:
         max_tokens: stop after so many tokens of 80 ms (`truncated` then says so); by default there is no limit.
         source: where `feed` goes, if somebody else fills it.
         keep_tokens: keep every sampled id in `tokens`, which grows with the stream.
+        n_alternatives: of each delta, how many texts to name that its last token might have been instead.
         first_token: position at which the model's clock starts; results do not depend on it.
 
     Attributes:
@@ -66,10 +68,13 @@ class StreamingSession:
         max_tokens: int | None = None,
         source: StreamingAudioSource | None = None,
         keep_tokens: bool = False,
+        n_alternatives: int = 0,
         first_token: int = 0,
     ) -> None:
         runner.check_thread()
         config = runner.network.config
+        if n_alternatives < 0:
+            raise UsageError(f"n_alternatives must be 0 or more, not {n_alternatives}")
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens must be at least 1, not {max_tokens}")
         n_delay = delay_tokens(config.transcription_delay_ms if delay_ms is None else delay_ms)
@@ -92,6 +97,8 @@ class StreamingSession:
         self._acceptance = FIRST_ACCEPTANCE
         self._max_tokens = max_tokens
         self._keep_tokens = keep_tokens
+        self.n_alternatives = n_alternatives
+        self._tokenizer = tokenizer
         self._words = WordClock(TextStream(tokenizer), self._front_end)
         self._deltas: list[Delta] = []
         self.tokens: list[int] = []
@@ -180,6 +187,11 @@ class StreamingSession:
         self._waiting.extend(audible(mel).tolist())
 
     @property
+    def n_special(self) -> int:
+        """Ids below it stand for no text."""
+        return self._tokenizer.n_special
+
+    @property
     def n_waiting(self) -> int:
         """Audio embeddings that wait to be decoded."""
         return len(self._waiting)
@@ -224,12 +236,15 @@ class StreamingSession:
             penalties.append(min(RUT_PENALTY_MAX, RUT_PENALTY_STEP * (n_blanks - RUT_BLANKS)) if in_rut else 0.0)
         return penalties
 
-    def accept(self, tokens: Sequence[int], best: Sequence[int], logprobs: Sequence[float]) -> int:
+    def accept(
+        self, tokens: Sequence[int], best: Sequence[int], logprobs: Sequence[float], others: Sequence[Likely] = ()
+    ) -> int:
         """Go on by the positions whose previous token was right, and take the rest back.
 
         Args:
             tokens: from `propose`.
             best, logprobs: what the network chose after each of them.
+            others: and its likeliest tokens of text, if they were asked for.
 
         Returns:
             By how many positions, at least one.
@@ -245,7 +260,7 @@ class StreamingSession:
                 self._token = self._config.streaming_pad_id
                 continue
             self.n_guarded += penalties[n - 1] > 0.0
-            self._choose(best[n - 1], logprobs[n - 1])
+            self._choose(best[n - 1], logprobs[n - 1], others[n - 1] if others else ())
             is_guess = n >= n_given and n < len(tokens)
             if is_guess:
                 self._acceptance += ACCEPTANCE_WEIGHT * ((self._token == tokens[n]) - self._acceptance)
@@ -269,7 +284,7 @@ class StreamingSession:
     def _is_exhausted(self) -> bool:
         return not self._waiting and self._front_end.ended and not self._front_end.ready()
 
-    def _choose(self, token: int, logprob: float) -> None:
+    def _choose(self, token: int, logprob: float, others: Likely) -> None:
         """Take the token of the current position and turn it into text."""
         config = self._config
         self._token = token
@@ -278,7 +293,9 @@ class StreamingSession:
         self._n_blanks = self._n_blanks + 1 if token == config.streaming_pad_id else 0
         if token == config.streaming_word_id:
             self._words.mark()
-        delta = self._words.push(token, logprob, slot=self.n_tokens - 1)
+        texts = [(self._tokenizer.decode([other]), log) for other, log in others if other != token]
+        alternatives = tuple(texts[: self.n_alternatives])
+        delta = self._words.push(token, logprob, slot=self.n_tokens - 1, alternatives=alternatives)
         if delta is not None:
             self._deltas.append(delta)
         end_token = self._front_end.end_token

@@ -96,6 +96,7 @@ class Transcriber:
         max_tokens: int | None = None,
         source: StreamingAudioSource | None = None,
         keep_tokens: bool = False,
+        n_alternatives: int = 0,
     ) -> StreamingSession:
         """Begin a stream; arguments as for `StreamingSession`."""
         return StreamingSession(
@@ -105,6 +106,7 @@ class Transcriber:
             max_tokens=max_tokens,
             source=source,
             keep_tokens=keep_tokens,
+            n_alternatives=n_alternatives,
         )
 
     def create_engine(self, *, n_expected: int = 1, max_streams: int | None = None) -> Engine:

@@ -4,7 +4,7 @@ Knows the order of tokens and the stream's clock, nothing of the model.
 """
 
 from voxpipe.model.tokenizer import TextStream
-from voxpipe.output.transcript import Delta
+from voxpipe.output.transcript import Alternatives, Delta
 from voxpipe.runtime.frontend import FrontEnd
 
 MAX_WORD_S = 0.6  # assumed when nothing tells where a word began
@@ -32,7 +32,7 @@ class WordClock:
         """The next piece of text begins a word."""
         self._marked = True
 
-    def push(self, token: int, logprob: float, *, slot: int) -> Delta | None:
+    def push(self, token: int, logprob: float, *, slot: int, alternatives: Alternatives = ()) -> Delta | None:
         """Take the token generated for the `slot`-th 80 ms and return the text it completes, if any."""
         text = self._text.push(token)
         if not self._text.is_text(token):
@@ -41,7 +41,7 @@ class WordClock:
             self._begin_word(text, slot)
         self._tokens.append(token)
         self._logprob += logprob
-        return self._emit(text)
+        return self._emit(text, alternatives)
 
     def finish(self) -> Delta | None:
         """What is left of an unfinished character when the stream ends."""
@@ -57,9 +57,16 @@ class WordClock:
         self._end = max(previous_end, end)
         self._start = max(previous_end, self._end - MAX_WORD_S)
 
-    def _emit(self, text: str) -> Delta | None:
+    def _emit(self, text: str, alternatives: Alternatives = ()) -> Delta | None:
         if not text:
             return None
-        delta = Delta(text, start=self._start, end=self._end, tokens=tuple(self._tokens), logprob=self._logprob)
+        delta = Delta(
+            text,
+            start=self._start,
+            end=self._end,
+            tokens=tuple(self._tokens),
+            logprob=self._logprob,
+            alternatives=alternatives,
+        )
         self._tokens, self._logprob = [], 0.0
         return delta

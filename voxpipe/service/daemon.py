@@ -8,18 +8,17 @@ import logging
 import os
 import socket
 import stat
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from voxpipe.config import SAMPLE_RATE
-from voxpipe.errors import EX_SOFTWARE, ConfigError, OutputError, VoxpipeError
+from voxpipe.errors import EX_OK, ConfigError, OutputError, VoxpipeError
 from voxpipe.output.events import JsonLines
 from voxpipe.runtime.transcriber import Transcriber
 from voxpipe.service.eventfile import EventFile
@@ -27,7 +26,7 @@ from voxpipe.service.loop import StreamLoop
 from voxpipe.service.metrics import LoopCollector, Metrics
 from voxpipe.service.notify import inherited_descriptors, inherited_pipes, notify, watchdog_s
 from voxpipe.service.process import process_status
-from voxpipe.service.reader import Reader
+from voxpipe.service.reader import Reader, stream_name
 from voxpipe.service.settings import FifoSettings, Settings
 from voxpipe.service.signals import signals
 from voxpipe.service.sockets import SocketServer, bind
@@ -77,7 +76,6 @@ class Daemon:
         self._watchers: dict[WatchOptions, FolderWatcher] = {}
         self._inherited = inherited_descriptors()
         self._server: SocketServer | None = None
-        self._socket_path: Path | None = None
         self._reloading = False
         self._ready: dict[str, Any] = {}
         watchdog = watchdog_s()
@@ -98,12 +96,14 @@ class Daemon:
             ):
                 notify(STATUS="loading the model", EXTEND_TIMEOUT_USEC=600_000_000)
                 transcriber = load(self._settings)
-                _warm_up(transcriber)
+                if not self._loop.stopping:
+                    _warm_up(transcriber)
+                if self._loop.stopping:
+                    return EX_OK
                 delay_ms = self._settings.delay_ms or transcriber.config.transcription_delay_ms
                 self._ready = {"v": 1, "model": transcriber.name, "delay_ms": delay_ms}
                 self._collector.transcriber, self._collector.delay_ms = transcriber, delay_ms
-                self._open_pipes(self._settings)  # who hears that it is ready finds them
-                self._open_folders(self._settings)
+                self._open(self._settings)  # who hears that it is ready finds the pipes
                 self._loop.files = self._files
                 self._lines.ready(model=transcriber.name, delay_ms=delay_ms)
                 if listening is not None:
@@ -115,10 +115,13 @@ class Daemon:
                         status=self.status,
                     )
                     self._server.start()
-                notify(READY=1, STATUS=f"ready, model {transcriber.name}")
+                if self._loop.stopping:  # said while these were opened
+                    self._end_reading()
+                else:
+                    notify(READY=1, STATUS=f"ready, model {transcriber.name}")
                 try:
                     n_expected = len(self._readers) + transcriber.network.n_spare
-                    status = self._loop.run(
+                    return self._loop.run(
                         transcriber, lambda: False, n_expected=min(self._settings.max_streams, n_expected)
                     )
                 finally:
@@ -126,13 +129,10 @@ class Daemon:
                         self._server.stop()
                         self._server.close()
                     self._events.retry()
-            if status == EX_SOFTWARE and sys.platform == "darwin":
-                os.abort()  # launchd starts again only what a signal has ended
-            return status
         finally:
             self._metrics.close()
-            if self._socket_path is not None:
-                self._socket_path.unlink(missing_ok=True)
+            if listening is not None:
+                listening.close()
 
     def status(self) -> dict[str, Any]:
         """Facts about the process and its streams, from any thread."""
@@ -149,58 +149,77 @@ class Daemon:
                 return socket.socket(fileno=descriptor)
         if not self._settings.socket:
             return None
-        path = Path(self._settings.socket)
-        listening = bind(path, int(self._settings.socket_mode, 8))
-        self._socket_path = path
-        return listening
+        return bind(Path(self._settings.socket), int(self._settings.socket_mode, 8))
 
-    def _open_pipes(self, settings: Settings) -> None:
-        """Read the pipes of `settings` and those that the service manager handed over, and no others."""
+    def _open(self, settings: Settings) -> None:
+        """Read the pipes of `settings` and watch its folders, and no others.
+
+        Raises:
+            VoxpipeError: one of them cannot be had; all is as before.
+        """
+        readers, watchers = self._readers_of(settings), self._watchers_of(settings)
+        dropped = [reader for reader in self._readers.values() if reader not in readers.values()]
+        added = [reader for reader in readers.values() if reader not in self._readers.values()]
+        self._settings, self._readers = settings, readers
+        for reader in dropped:
+            reader.stop()
+        for reader in added:
+            reader.start()
+        gone = [watcher for watcher in self._watchers.values() if watcher not in watchers.values()]
+        new = [watcher for watcher in watchers.values() if watcher not in self._watchers.values()]
+        self._watchers = watchers
+        for watcher in gone:
+            if watcher.failure is None:  # otherwise it has been removed
+                self._files.remove(watcher)
+        for watcher in new:
+            self._files.add(watcher)
+        if self._loop.stopping:  # said in between, to readers that are not ours any more
+            self._end_reading()
+
+    def _readers_of(self, settings: Settings) -> dict[FifoSettings, Reader]:
+        """Readers of the pipes of `settings` and of those that the service manager handed over, the new ones not started."""
         inherited = inherited_pipes(self._inherited)
         named = {fifo.path for fifo in settings.fifo}
         wanted = (*settings.fifo, *(FifoSettings(path) for path in inherited if path not in named))
-        for fifo, reader in list(self._readers.items()):
-            if fifo not in wanted:
-                reader.stop()
-                del self._readers[fifo]
+        readers = {fifo: reader for fifo, reader in self._readers.items() if fifo in wanted and not reader.is_stale}
         for fifo in wanted:
-            if fifo in self._readers:
+            if fifo in readers:
                 continue
             if fifo.path not in inherited:
                 make_fifo(Path(fifo.path), int(fifo.mode, 8))
-            reader = Reader(
+            readers[fifo] = Reader(
                 fifo.path,
-                os.path.basename(fifo.path),
+                stream_name(fifo.path, {reader.stream_name for reader in readers.values()}),
                 self._loop,
                 self._lines,
                 fifo.audio_options(),
                 settings.stream_options(fifo),
                 inherited=inherited.get(fifo.path),
             )
-            reader.start()
-            self._readers[fifo] = reader
+        return readers
 
-    def _open_folders(self, settings: Settings) -> None:
-        """Watch the folders of `settings`, and no others."""
-        wanted = settings.folders()
-        for options in [one for one in self._watchers if one not in wanted]:
-            self._files.remove(self._watchers.pop(options))
-        for options in wanted:
-            if options not in self._watchers:
-                self._watchers[options] = FolderWatcher(
+    def _watchers_of(self, settings: Settings) -> dict[WatchOptions, FolderWatcher]:
+        """Watchers of the folders of `settings`, the new ones not started."""
+        watchers = {}
+        for options in settings.folders():
+            watcher = self._watchers.get(options)
+            if watcher is None or watcher.failure is not None:
+                watcher = FolderWatcher(
                     options,
                     Reports(),
                     model=self._ready["model"],
                     delay_ms=self._ready["delay_ms"],
                     tell=self._loop.wakeup.set,
                 )
-                self._files.add(self._watchers[options])
+            watchers[options] = watcher
+        return watchers
 
     def _on_turn(self) -> float | None:
         """Between two turns of the loop; returns the seconds within which it wants to be called again."""
         if self._reloading:
             self._reloading = False
-            self._reload()
+            if not self._loop.stopping:
+                self._reload()
         retry_s = self._events.retry()
         if self._watchdog_every_s is None:
             return retry_s
@@ -213,12 +232,10 @@ class Daemon:
         notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
         try:
             settings = self._read()
+            self._open(replace(self._settings, fifo=settings.fifo, watch=settings.watch))
             for key in LASTING:
                 if getattr(settings, key) != getattr(self._settings, key):
                     log.warning("%s changes with the next start only", key)
-            self._open_pipes(settings)
-            self._open_folders(settings)
-            self._settings = settings
             self._loop.tally.reloads["succeeded"] += 1
         except VoxpipeError as exc:
             self._loop.tally.reloads["failed"] += 1
@@ -227,11 +244,14 @@ class Daemon:
 
     def _stop(self) -> None:
         notify(STOPPING=1)
+        self._end_reading()
+        self._loop.stop()
+
+    def _end_reading(self) -> None:
         for reader in self._readers.values():
             reader.stop()
         if self._server is not None:
             self._server.stop()
-        self._loop.stop()
 
     def _ask_for_reload(self) -> None:
         self._reloading = True

@@ -10,6 +10,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from voxpipe.errors import OutputError
@@ -37,6 +38,7 @@ class EventFile:
         self._path = path
         self.on_gone = on_gone
         self._waiting: deque[bytes] = deque()
+        self._n_written = 0  # bytes of the first of them that are in the file
         self._n_waiting_bytes = 0
         self._n_lost = 0
         self._is_gone = False
@@ -91,18 +93,20 @@ class EventFile:
 
     def _write_some(self) -> None:
         line = self._waiting[0]
-        n = os.write(self._descriptor, line)
-        self._n_waiting_bytes -= n
-        if n < len(line):  # the rest is not lost, or the next line would follow half of this one
-            self._waiting[0] = line[n:]
-        else:
+        self._n_written += os.write(self._descriptor, line[self._n_written :])
+        if self._n_written == len(line):
             self._waiting.popleft()
+            self._n_waiting_bytes -= len(line)
+            self._n_written = 0
 
     def _follow(self) -> None:
-        """See that the file is still the one at its path, or make it anew."""
+        """See that the file is still the one at its path, or make it anew; a line that it has half of begins again there."""
         if self._path is None:
             return
         mine = os.fstat(self._descriptor)
+        is_emptied = stat.S_ISREG(mine.st_mode) and mine.st_size < self._n_written
+        if is_emptied:  # by who copied it away
+            self._n_written = 0
         try:
             there = os.stat(self._path)
             if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
@@ -110,6 +114,10 @@ class EventFile:
         except FileNotFoundError:
             pass
         descriptor = _open(self._path, stat.S_IMODE(mine.st_mode))
+        if self._n_written:
+            with suppress(OSError):  # where half a line cannot be taken back, it stays
+                os.ftruncate(self._descriptor, mine.st_size - self._n_written)
+            self._n_written = 0
         os.close(self._descriptor)
         self._descriptor = descriptor
 

@@ -3,15 +3,15 @@
 Knows nothing of click.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
+from voxpipe.errors import EX_OK
 from voxpipe.output.events import JsonLines
 from voxpipe.runtime.transcriber import Transcriber
 from voxpipe.service.loop import StreamLoop
 from voxpipe.service.process import process_status
-from voxpipe.service.reader import AudioOptions, Reader
+from voxpipe.service.reader import AudioOptions, Reader, stream_name
 from voxpipe.service.signals import signals
 from voxpipe.service.status import print_status
 from voxpipe.service.stream import StreamOptions
@@ -38,10 +38,10 @@ class Listener:
         self._loop = StreamLoop(on_report=lambda: print_status(self.status()))
         self._model: str | None = None
         self._delay_ms: int | None = None
-        self._readers = [
-            Reader(path, stream, self._loop, lines, audio_options, stream_options)
-            for path, stream in _names(paths, name)
-        ]
+        self._readers: list[Reader] = []
+        for path in paths:
+            stream = name or stream_name(path, {reader.stream_name for reader in self._readers})
+            self._readers.append(Reader(path, stream, self._loop, lines, audio_options, stream_options))
 
     def run(self, load: Callable[[], Transcriber]) -> int:
         """Load the model while the sources are already being read, then serve; return the exit status."""
@@ -57,11 +57,14 @@ class Listener:
             self._model = transcriber.name
             self._delay_ms = self._stream_options.delay_ms or transcriber.config.transcription_delay_ms
             self._lines.ready(model=self._model, delay_ms=self._delay_ms)
-            return self._loop.run(
+            status = self._loop.run(
                 transcriber,
                 lambda: all(reader.finished for reader in self._readers),
                 n_expected=len(self._readers),
             )
+        if self._loop.stopping:
+            return status
+        return next((one for one in (status, *(reader.status for reader in self._readers)) if one), EX_OK)
 
     def status(self) -> dict[str, Any]:
         """Facts about the process and its streams."""
@@ -71,16 +74,3 @@ class Listener:
         for reader in self._readers:
             reader.stop()
         self._loop.stop()
-
-
-def _names(paths: list[str], name: str | None) -> list[tuple[str, str]]:
-    """(path, stream name) of each source: `name`, or "stdin", or the file's name, numbered where it comes twice."""
-    if name is not None:
-        return [(path, name) for path in paths]
-    named = []
-    seen: dict[str, int] = {}
-    for path in paths:
-        name = "stdin" if path == "-" else os.path.basename(path)
-        seen[name] = seen.get(name, 0) + 1
-        named.append((path, name if seen[name] == 1 else f"{name}-{seen[name]}"))
-    return named

@@ -11,16 +11,17 @@ from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from voxpipe.errors import EX_OK, EX_SOFTWARE, BusyError, VoxpipeError, defect
+from voxpipe.errors import EX_OK, EX_SOFTWARE, VoxpipeError, defect
 from voxpipe.output.events import Event, StreamEvents
 from voxpipe.output.transcript import Delta, Segment, SegmentStream
+from voxpipe.runtime.engine import Engine
 from voxpipe.runtime.session import StreamingSession
 from voxpipe.runtime.transcriber import Transcriber
 from voxpipe.runtime.wakeup import Wakeup
 from voxpipe.service.broadcast import Broadcast, Channel
 from voxpipe.service.stream import Stream
 from voxpipe.service.symptoms import Complaint, LagWatch, gap
-from voxpipe.service.tally import Progress, Tally
+from voxpipe.service.tally import Reading, Tally
 from voxpipe.watch.work import FolderWork
 
 log = logging.getLogger(__name__)
@@ -41,13 +42,20 @@ class LiveStream:
         self._tally = tally
         self._channel = channel
         self._began_at = time.monotonic()
-        self._events = StreamEvents(stream.lines, stream=stream.name, source=stream.source, on_event=self._on_event)
+        self._events = StreamEvents(
+            stream.lines,
+            stream=stream.name,
+            source=stream.source,
+            logprobs=stream.options.logprobs,
+            on_event=self._on_event,
+        )
         pause_s = stream.options.segment_pause_s
         self._segments = None if pause_s is None else SegmentStream(pause_s)
         self._beat_at = time.monotonic()
         self._flushing = False
         self._lag = LagWatch()
-        self._was_guarded = False
+        self._n_guarded = 0
+        self._in_rut = False
         self._has_failed = False
 
     @property
@@ -86,19 +94,20 @@ class LiveStream:
         """Write what came of a turn."""
         for delta in deltas:
             if self._segments is not None:
-                self._write_segment(self._segments.push(delta), "pause")
+                self._write_segment(self._segments.push(delta))
             self._events.delta(delta)
         if self._segments is not None:
-            self._write_segment(self._segments.settle(self._session.settled_s), "pause")
+            self._write_segment(self._segments.settle(self._session.settled_s))
             if self._flushing and self._session.starved:
                 self._flushing = False
-                self._write_segment(self._segments.finish(), "flush")
-        guarded = self._session.n_guarded > 0
-        if guarded and not self._was_guarded:
-            self._was_guarded = True
+                self._write_segment(self._segments.finish("flush"))
+        has_acted = self._session.n_guarded > self._n_guarded
+        if has_acted and not self._in_rut:
             self._events.warning(
                 "stall-recovered", "the model was silent over audible sound; its blank token was penalised"
             )
+        self._n_guarded = self._session.n_guarded
+        self._in_rut = (self._in_rut or has_acted) and not deltas  # one rut is told once, until there are words again
 
     def report(self) -> None:
         """Write what is amiss, if anything is, and a sign of life if one is due."""
@@ -118,7 +127,7 @@ class LiveStream:
         if not self._session.done:
             return False
         if self._segments is not None:
-            self._write_segment(self._segments.finish(), "end")
+            self._write_segment(self._segments.finish("end"))
         self._warn_of_the_end()
         reason = "error" if self.error is not None else "signal" if stopped else "eof"
         self._events.done(reason=reason, audio_s=self._session.audio_s, truncated=self._session.truncated)
@@ -129,9 +138,9 @@ class LiveStream:
         self._tally.add_event(event)
         self._channel.tell(event)
 
-    def _write_segment(self, segment: Segment | None, reason: str) -> None:
+    def _write_segment(self, segment: Segment | None) -> None:
         if segment is not None:
-            self._events.segment(segment, reason)
+            self._events.segment(segment)
 
     def abandon(self, error: VoxpipeError) -> None:
         """Write the last events of a stream that cannot be decoded any further."""
@@ -179,7 +188,7 @@ class StreamLoop:
         on_report: called when a `report` was asked for.
 
     Attributes:
-        files: recordings that are decoded where live streams leave room; not part of the tally.
+        files: recordings that are decoded where live streams leave room.
         tally: what it has done.
         broadcast: where the events of all its streams can be had.
     """
@@ -203,12 +212,17 @@ class StreamLoop:
         self._flushing = False
         self._reporting = False
         self._live: dict[StreamingSession, LiveStream] = {}
-        self._progress: WeakKeyDictionary[StreamingSession, Progress] = WeakKeyDictionary()
+        self._readings: WeakKeyDictionary[StreamingSession, Reading] = WeakKeyDictionary()
 
     def announce(self, stream: Stream) -> None:
         """Have a stream decoded. Safe from any thread."""
         self._announced.put(stream)
         self.wakeup.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
 
     @property
     def n_streams(self) -> int:
@@ -271,15 +285,36 @@ class StreamLoop:
 
     def _count(self, session: StreamingSession) -> None:
         """Add what came of a turn to the tally, be it a live stream's or a recording's."""
-        progress = Progress(session.audio_s, session.n_tokens, session.n_guarded)
-        self.tally.add_progress(self._progress.get(session, Progress()), progress)
-        self._progress[session] = progress
+        reading = Reading(session.audio_s, session.n_tokens, session.n_guarded)
+        self.tally.add_progress(self._readings.get(session, Reading()), reading)
+        self._readings[session] = reading
 
     def _abandon(self) -> None:
         for live in self._live.values():
             live.abandon(defect())
         while not self._announced.empty():
             self.refuse(self._announced.get(), defect())
+
+    def _begin(self, stream: Stream, transcriber: Transcriber, engine: Engine) -> VoxpipeError | None:
+        """Let a stream take part; return why it cannot, which is its own affair and no other stream's."""
+        try:
+            engine.check_room()
+            session = transcriber.create_streaming_session(
+                transcription_delay_ms=stream.options.delay_ms,
+                source=stream.audio,
+                n_alternatives=stream.options.n_alternatives,
+            )
+            live = LiveStream(stream, session, self.tally, self.broadcast.open())
+        except VoxpipeError as exc:
+            return exc
+        except OSError:  # the output's
+            raise
+        except Exception:
+            log.exception("a defect of voxpipe, in %s", stream.name)
+            return defect()
+        engine.add(session)
+        self._live[session] = live
+        return None
 
     def _serve(self, transcriber: Transcriber, is_over: Callable[[], bool], n_expected: int) -> int:
         status = EX_OK
@@ -291,16 +326,10 @@ class StreamLoop:
                 self._on_report()
             while not self._announced.empty():
                 stream = self._announced.get()
-                try:
-                    engine.check_room()
-                except BusyError as exc:
-                    self.refuse(stream, exc)
-                    continue
-                session = transcriber.create_streaming_session(
-                    transcription_delay_ms=stream.options.delay_ms, source=stream.audio
-                )
-                engine.add(session)
-                self._live[session] = LiveStream(stream, session, self.tally, self.broadcast.open())
+                error = self._begin(stream, transcriber, engine)
+                if error is not None:
+                    self.refuse(stream, error)
+                    status = status or error.status
             if self._flushing:
                 self._flushing = False
                 for live in self._live.values():
@@ -327,7 +356,7 @@ class StreamLoop:
                         status = status or live.error.status
             if worked:
                 continue
-            if not self._live and self._announced.empty() and (self._stopping or is_over()):
+            if not self._live and (self._stopping or is_over()) and self._announced.empty():
                 return EX_OK if self._stopping else status
             due = [due_s, look_in_s, *(live.heartbeat_in_s for live in self._live.values())]
             self.wakeup.wait(min((seconds for seconds in due if seconds is not None), default=None))

@@ -188,10 +188,8 @@ class Metrics:
     def close(self) -> None:
         """End; the file goes, as its figures are not true any more."""
         self._ended.set()
-        if self._server is not None and self._address is not None:
+        if self._server is not None:
             self._server.close()
-            if self._address.startswith("/"):
-                Path(self._address).unlink(missing_ok=True)
         if self._writer is not None and self._file is not None:
             self._writer.join()
             self._file.unlink(missing_ok=True)

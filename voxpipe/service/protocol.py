@@ -10,11 +10,8 @@ stream that is being decoded, with its last words as `text`. Each event has an `
 """
 
 import json
-import os
-import sys
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from voxpipe.errors import UsageError
@@ -24,6 +21,8 @@ MAX_HEADER_BYTES = 4096
 MAX_CHUNK_BYTES = 1 << 16
 LENGTH_BYTES = 4
 MAX_LAG_S = 3600  # 230 MB of audio
+MAX_SEGMENT_PAUSE_MS = 3_600_000
+MAX_ALTERNATIVES = 20
 RAW, CHUNKS = "raw", "chunks"
 REQUESTS = ("stream", "status", "subscribe")
 
@@ -34,7 +33,7 @@ class Header:
 
     Attributes:
         format, rate, channels: of raw audio, as for `voxpipe listen`.
-        delay_ms, segment_pause_ms, heartbeat_s, realtime, max_lag_s: of its stream, likewise.
+        delay_ms, segment_pause_ms, heartbeat_s, realtime, max_lag_s, logprobs, alternatives: of its stream, likewise.
         model: what the client wants to be served by; a daemon with another model refuses.
         name, source: of its stream in the events.
         framing: "raw" or "chunks".
@@ -50,6 +49,8 @@ class Header:
     heartbeat_s: float | None = None
     realtime: bool = False
     max_lag_s: float | None = None
+    logprobs: bool = False
+    alternatives: int = 0
     model: str | None = None
     name: str | None = None
     source: str | None = None
@@ -60,7 +61,7 @@ class Header:
     def encode(self) -> bytes:
         """The line that says it, without what goes without saying."""
         wishes = {name: value for name, value in asdict(self).items() if value != getattr(Header, name)}
-        return MAGIC + json.dumps(wishes, ensure_ascii=False).encode() + b"\n"
+        return MAGIC + json.dumps(wishes).encode() + b"\n"
 
     @classmethod
     def decode(cls, line: bytes) -> "Header":
@@ -91,12 +92,15 @@ class Header:
             raise UsageError(f"the header's 'framing' is {header.framing!r}; it can be 'raw' or 'chunks'")
         if header.request not in REQUESTS:
             raise UsageError(f"the header's 'request' is {header.request!r}; it can be one of {', '.join(REQUESTS)}")
-        if header.segment_pause_ms is not None and header.segment_pause_ms < 80:
-            raise UsageError(f"the header's 'segment_pause_ms' is {header.segment_pause_ms}; 80 is the least")
+        if header.segment_pause_ms is not None and not 80 <= header.segment_pause_ms <= MAX_SEGMENT_PAUSE_MS:
+            pause_ms = header.segment_pause_ms
+            raise UsageError(f"the header's 'segment_pause_ms' is {pause_ms}; it can be 80 to {MAX_SEGMENT_PAUSE_MS}")
         if header.heartbeat_s is not None and not 0 < header.heartbeat_s < 1e6:
             raise UsageError(f"the header's 'heartbeat_s' is {header.heartbeat_s}; it must be more than 0")
         if header.max_lag_s is not None and not 1 <= header.max_lag_s <= MAX_LAG_S:
             raise UsageError(f"the header's 'max_lag_s' is {header.max_lag_s}; it can be 1 to {MAX_LAG_S}")
+        if not 0 <= header.alternatives <= MAX_ALTERNATIVES:
+            raise UsageError(f"the header's 'alternatives' is {header.alternatives}; it can be 0 to {MAX_ALTERNATIVES}")
         return header
 
 
@@ -138,13 +142,3 @@ def is_named(stream: str, names: Collection[str]) -> bool:
 def as_chunk(data: bytes) -> bytes:
     """One chunk; of no bytes, a flush."""
     return len(data).to_bytes(LENGTH_BYTES, "big") + data
-
-
-def default_socket() -> Path:
-    """Where a user's daemon listens unless told otherwise."""
-    if "VOXPIPE_SOCKET" in os.environ:
-        return Path(os.environ["VOXPIPE_SOCKET"])
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "voxpipe" / "voxpipe.sock"
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/voxpipe-{os.getuid()}"
-    return Path(runtime) / "voxpipe" / "voxpipe.sock"

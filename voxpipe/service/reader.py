@@ -12,12 +12,14 @@ import stat
 import struct
 import termios
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, count
 
 from voxpipe.audio.decoder import AudioDecoder
-from voxpipe.errors import AudioError, InputError, VoxpipeError, defect
+from voxpipe.errors import EX_OK, AudioError, InputError, VoxpipeError, defect
 from voxpipe.output.events import JsonLines
 from voxpipe.service.loop import StreamLoop
 from voxpipe.service.stream import Stream, StreamOptions
@@ -65,6 +67,13 @@ def is_fifo(path: str) -> bool:
     return stat.S_ISFIFO(mode) and os.path.exists(place) and not place.startswith(("/dev/fd/", "/dev/stdin"))
 
 
+def stream_name(path: str, taken: Collection[str]) -> str:
+    """What a source's streams are called: "stdin", or the file's name, numbered where the name is taken."""
+    name = "stdin" if path == "-" else os.path.basename(path)
+    numbered = (f"{name}-{n}" for n in count(2))
+    return next(one for one in chain([name], numbered) if one not in taken)
+
+
 def n_waiting_bytes(pipe: int) -> int:
     """How many bytes can be read from a pipe now."""
     return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
@@ -88,6 +97,11 @@ class Reader(threading.Thread):
     Args:
         inherited: the descriptor of a named pipe that a service manager holds open for writing too. It never comes to an
             end, so what comes without a break of IDLE_S is a stream.
+
+    Attributes:
+        stream_name: of its streams; those of a named pipe are numbered besides.
+        finished: nothing more will come.
+        status: the exit status, once it has finished.
     """
 
     def __init__(
@@ -104,16 +118,30 @@ class Reader(threading.Thread):
         super().__init__(name=f"reader-{name}", daemon=True)  # it may wait for a writer for ever
         self._inherited = inherited
         self._path = path
-        self._stream_name = name
+        self.stream_name = name
         self._loop = loop
         self._lines = lines
         self._audio_options = audio_options
         self._stream_options = stream_options
-        self._stop_read, self._stop_write = os.pipe()
         self._stopping = False
         self._places = threading.Semaphore(MAX_UNFINISHED)
         self._is_fifo = path != "-" and is_fifo(path)
+        self._place = os.stat(path) if self._is_fifo else None
         self.finished = False
+        self.status = EX_OK
+        self._stop_read, self._stop_write = os.pipe()
+        for descriptor in (self._stop_read, self._stop_write):  # not sooner: the number may be another file's in `stop`
+            weakref.finalize(self, os.close, descriptor)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether nobody reads what is at its path: it has ended, or another pipe is there now."""
+        if self.finished or self._place is None or self._inherited is not None:
+            return self.finished
+        try:
+            return not os.path.samestat(os.stat(self._path), self._place)
+        except OSError:
+            return True
 
     def stop(self) -> None:
         """Read no further. Safe in a signal handler."""
@@ -133,7 +161,7 @@ class Reader(threading.Thread):
                 if self._stopping:
                     break
                 n_streams += 1
-                name = f"{self._stream_name}#{n_streams}" if self._is_fifo else self._stream_name
+                name = f"{self.stream_name}#{n_streams}" if self._is_fifo else self.stream_name
                 stream = Stream(
                     name,
                     self._path,
@@ -151,6 +179,7 @@ class Reader(threading.Thread):
                     break
         except OSError as exc:  # the pipe was removed or may not be opened any more
             log.error("%s: %s; it is not read any more", self._path, exc.strerror)
+            self.status = InputError.status
         finally:
             if descriptor:
                 os.close(descriptor)
@@ -170,6 +199,8 @@ class Reader(threading.Thread):
         if previous is not None and n_waiting_bytes(previous):  # the next writer has come and gone
             return previous
         descriptor = os.open(self._path, os.O_RDONLY)
+        if self._place is not None:
+            self._place = os.fstat(descriptor)
         if previous is not None:
             os.close(previous)
         return descriptor
@@ -177,11 +208,13 @@ class Reader(threading.Thread):
     def _read(self, descriptor: int, stream: Stream) -> None:
         decoder = self._audio_options.decoder()
         n_samples = 0
+        has_ended = False
         try:
             for data in self._chunks(descriptor):
                 samples = decoder.push(data)
                 n_samples += len(samples)
                 stream.push(samples)
+            has_ended = True
             samples = decoder.finish()
             stream.push(samples)
             stream.odd_ends = odd_ends(decoder)
@@ -192,7 +225,7 @@ class Reader(threading.Thread):
         except VoxpipeError as exc:
             stream.error = exc
             self._loop.wakeup.set()
-            if self._is_fifo:
+            if self._is_fifo and not has_ended:  # macOS tells of an end once, then waits for the next writer
                 for _ in self._chunks(descriptor):  # whatever else this writer sends would begin another stream
                     pass
         except OSError as exc:

@@ -47,11 +47,14 @@ from typing import Any
 from voxpipe.config import delay_tokens
 from voxpipe.errors import ConfigError, UsageError
 from voxpipe.output.formats import FORMATS
-from voxpipe.service.protocol import MAX_LAG_S, default_socket
+from voxpipe.service.place import default_socket
+from voxpipe.service.protocol import MAX_LAG_S
 from voxpipe.service.reader import AudioOptions
 from voxpipe.service.stream import StreamOptions
 from voxpipe.service.web import parse_address
 from voxpipe.watch.folder import WatchOptions, parse_on_done
+
+MOST = 10_000_000  # of anything; in seconds, less than the longest wait that macOS allows
 
 
 @dataclass(frozen=True)
@@ -232,8 +235,8 @@ def _problem(key: str, value: Any) -> str | None:
         "heartbeat_s": 0.01,
         "metrics_file_every_s": 1,
     }.get(key)
-    if least is not None and not least <= value < 1e9:
-        return f"is {value}; it must be at least {least}"
+    if least is not None and not least <= value <= MOST:
+        return _out_of_range(value, least)
     if key == "max_lag_s" and not 1 <= value <= MAX_LAG_S:
         return f"is {value}; it can be 1 to {MAX_LAG_S}"
     if key == "metrics" and not value.startswith("/"):
@@ -250,6 +253,10 @@ def _problem(key: str, value: Any) -> str | None:
     return None
 
 
+def _out_of_range(value: float, least: float) -> str:
+    return f"is {value}; it must be at most {MOST}" if value > MOST else f"is {value}; it must be at least {least}"
+
+
 def _watch_problem(key: str, value: Any) -> str | None:
     """As `_problem`, for a watched folder."""
     if isinstance(value, list) and not (value and all(isinstance(one, str) for one in value)):
@@ -259,8 +266,8 @@ def _watch_problem(key: str, value: Any) -> str | None:
     if key == "channels" and value not in ("mix", "split"):
         return f"is {value!r}; it can be mix or split"
     least = {"settle_s": 0, "rescan_s": 0.1}.get(key)
-    if least is not None and not least <= value < 1e9:
-        return f"is {value}; it must be at least {least}"
+    if least is not None and not least <= value <= MOST:
+        return _out_of_range(value, least)
     if key in ("channels", "settle_s", "rescan_s"):
         return None
     if key == "on_done":

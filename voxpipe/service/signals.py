@@ -5,13 +5,18 @@ Handlers only set flags and wake a loop, which then decides; a second request to
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STATUS_SIGNALS = tuple(signal.Signals[name] for name in ("SIGUSR2", "SIGINFO") if hasattr(signal, name))
+
+
+def heeded(numbers: Iterable[int]) -> list[int]:
+    """Those of some signals that are not ignored, as a shell has SIGINT ignored in what it starts with `&`."""
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
@@ -25,6 +30,8 @@ def signals(
 ) -> Iterator[None]:
     """Obey SIGINT and SIGTERM, SIGUSR1, SIGUSR2 (macOS: also SIGINFO, its Ctrl-T) and, if there is anything to reload, SIGHUP.
 
+    SIGINT and SIGTERM stay ignored where they are.
+
     Args:
         wakeup: descriptor that every signal writes to, so that none is missed by a loop about to sleep.
     """
@@ -37,7 +44,7 @@ def signals(
         is_stopping = True
         on_stop()
 
-    handlers: dict[int, Any] = dict.fromkeys(STOP_SIGNALS, stop)
+    handlers: dict[int, Any] = dict.fromkeys(heeded(STOP_SIGNALS), stop)
     handlers[signal.SIGUSR1] = lambda number, frame: on_flush()
     handlers |= dict.fromkeys(STATUS_SIGNALS, lambda number, frame: on_status())
     if on_reload is not None:

@@ -5,13 +5,15 @@ client that sends faster than the model runs is read no further for a while, one
 """
 
 import asyncio
+import fcntl
 import logging
 import os
 import socket
 import stat
+import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -21,6 +23,8 @@ from voxpipe.config import SAMPLE_RATE, delay_tokens
 from voxpipe.errors import AudioError, OutputError, UsageError, VoxpipeError, defect
 from voxpipe.output.events import Event, JsonLines, StreamEvents
 from voxpipe.service.loop import StreamLoop
+from voxpipe.service.place import REMEDY as ANOTHER_PLACE
+from voxpipe.service.place import foreign_folder
 from voxpipe.service.protocol import CHUNKS, MAGIC, MAX_HEADER_BYTES, ChunkReader, Header, is_named
 from voxpipe.service.reader import odd_ends
 from voxpipe.service.stream import Stream, StreamOptions
@@ -35,6 +39,8 @@ MAX_PIECE_SAMPLES = 10 * SAMPLE_RATE  # queued at a time
 FULL_WAIT_S = 0.02  # between two looks at whether a full queue has room again
 HEADER_WAIT_S = 30.0  # for the rest of a header that has begun
 LAST_WORDS_S = 1.0  # for clients to take their last events when we end
+# Python 3.13 would remove the path of a socket that a service manager keeps
+KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class Outbox:
@@ -89,9 +95,14 @@ class SocketServer:
         self._clients: set[asyncio.Task[None]] = set()
         self._subscribers: set[asyncio.Task[None]] = set()
         self._events = asyncio.new_event_loop()
+        self._server: asyncio.Server | None = None
         self._thread = threading.Thread(target=self._run, name="socket", daemon=True)
 
     def start(self) -> None:
+        """Begin; a `stop` that came before this has returned is to be repeated."""
+        self._server = self._events.run_until_complete(
+            asyncio.start_unix_server(self._serve, sock=self._listening, backlog=BACKLOG, **KEEP_PATH)
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -105,15 +116,8 @@ class SocketServer:
             self._events.call_soon_threadsafe(self._end)
         self._thread.join()
 
-    def _wake(self, ended: asyncio.Event) -> None:
-        with suppress(RuntimeError):
-            self._events.call_soon_threadsafe(ended.set)
-
     def _run(self) -> None:
         asyncio.set_event_loop(self._events)
-        self._server = self._events.run_until_complete(
-            asyncio.start_unix_server(self._serve, sock=self._listening, backlog=BACKLOG)
-        )
         self._events.run_forever()
         writing = asyncio.all_tasks(self._events)
         if writing:
@@ -121,7 +125,8 @@ class SocketServer:
         self._events.close()
 
     def _end_reading(self) -> None:
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         for task in self._clients:
             task.cancel()
 
@@ -135,13 +140,12 @@ class SocketServer:
         assert task is not None
         self._n_clients += 1
         name = f"client-{self._n_clients}"
-        ended = asyncio.Event()
         lines = JsonLines(cast(BinaryIO, Outbox(self._events, writer, on_stuck=lambda: _cut_off(writer, name))))
         try:
             self._clients.add(task)
             try:
                 header, data = await _read_header(reader)
-                await self._answer(reader, header, data, name, lines, ended)
+                await self._answer(reader, writer, header, data, name, lines)
             except (UsageError, TimeoutError) as exc:
                 self._stream_loop.tally.add_refusal(UsageError.code)
                 message = str(exc) or "the header was not finished in time"
@@ -162,11 +166,11 @@ class SocketServer:
     async def _answer(
         self,
         reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
         header: Header,
         data: bytes,
         name: str,
         lines: JsonLines,
-        ended: asyncio.Event,
     ) -> None:
         if header.request == "status":
             lines.write("status", **self._status())
@@ -182,13 +186,23 @@ class SocketServer:
         options = _options(header, self._defaults)
         delay_ms = options.delay_ms or self._ready["delay_ms"]
         lines.write("ready", **{**self._ready, "delay_ms": delay_ms})
+        ended = asyncio.Event()
+
+        def end() -> None:
+            ended.set()
+            writer.close()  # now: one that was refused may go on sending for ever
+
+        def on_end() -> None:
+            with suppress(RuntimeError):  # the event loop has ended
+                self._events.call_soon_threadsafe(end)
+
         stream = Stream(
             header.name or name,
             header.source or "socket",
             lines,
             options,
             on_audio=self._stream_loop.wakeup.set,
-            on_end=lambda: self._wake(ended),
+            on_end=on_end,
         )
         task = asyncio.current_task()
         assert task is not None
@@ -271,7 +285,7 @@ async def _read_audio(
     on_flush: Callable[[], None],
 ) -> None:
     n_samples = 0
-    while data:
+    while data and not stream.audio.closed:
         for part in [data] if chunks is None else chunks.push(data):
             if chunks is not None and not part:
                 on_flush()
@@ -281,6 +295,8 @@ async def _read_audio(
             n_samples += len(samples)
             await _push(samples, stream)
         data = await reader.read(READ_BYTES)
+    if stream.audio.closed:  # it was refused
+        return
     samples = decoder.finish()
     await _push(samples, stream)
     stream.odd_ends = odd_ends(decoder)
@@ -309,6 +325,8 @@ def _options(header: Header, defaults: StreamOptions) -> StreamOptions:
         heartbeat_s=header.heartbeat_s or defaults.heartbeat_s,
         realtime=header.realtime or defaults.realtime,
         max_lag_s=header.max_lag_s or defaults.max_lag_s,
+        logprobs=header.logprobs or defaults.logprobs,
+        n_alternatives=header.alternatives or defaults.n_alternatives,
     )
 
 
@@ -317,30 +335,74 @@ def _cut_off(writer: asyncio.StreamWriter, name: str) -> None:
     writer.transport.abort()
 
 
+class BoundSocket(socket.socket):
+    """A listening socket that takes its path away when it is closed.
+
+    It does so while it still listens: nobody has taken the path over before, and whoever does afterwards keeps it.
+    """
+
+    def __init__(self, path: Path, mode: int) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._path = path
+        self._made: os.stat_result | None = None
+        try:
+            with _umask(0o777 & ~mode):
+                self.bind(str(path))
+            self._made = path.lstat()
+            self.listen(BACKLOG)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._made is not None:
+            with suppress(OSError):  # somebody else has removed it
+                if os.path.samestat(self._path.lstat(), self._made):
+                    self._path.unlink()
+            self._made = None
+        super().close()
+
+
 def bind(path: Path, mode: int = 0o600) -> socket.socket:
-    """A listening socket at `path`, in place of one that nobody serves any more.
+    """A listening socket at `path`, in place of one that nobody serves any more; it goes when the socket is closed.
 
     Raises:
         OutputError: it cannot be made there, or somebody serves it.
     """
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
-            raise OutputError(f"{path} is in the way: it is no socket; name another path or remove it")
-        with suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(path))
-            raise OutputError(f"another voxpipe serves {path} already; stop it, or name another path")
-        path.unlink(missing_ok=True)
-        before = os.umask(0o777 & ~mode)
-        try:
-            listening.bind(str(path))
-        finally:
-            os.umask(before)
-        listening.listen(BACKLOG)
+        with _umask(0o077):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if (folder := foreign_folder(path)) is not None:
+            raise OutputError(f"{folder} is another user's, who could hear what comes in; {ANOTHER_PLACE}")
+        with _locked(path.parent):
+            if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
+                raise OutputError(f"{path} is in the way: it is no socket; name another path or remove it")
+            with suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(path))
+                raise OutputError(f"another voxpipe serves {path} already; stop it, or name another path")
+            path.unlink(missing_ok=True)
+            return BoundSocket(path, mode)
+    except OutputError:
+        raise
     except OSError as exc:
-        listening.close()
-        if isinstance(exc, OutputError):
-            raise
         raise OutputError(f"cannot make the socket {path}: {exc.strerror or exc}") from exc
-    return listening
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Without another voxpipe that binds in the same folder, which would find a socket that does not listen yet."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # a folder that may not be listed, or a network file system's, cannot be locked
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield

@@ -33,8 +33,6 @@ def heading(facts: Mapping[str, Any]) -> str:
 
 def as_text(facts: Mapping[str, Any]) -> str:
     """The heading and a line for each stream."""
-    if "model" not in facts:
-        return f"voxpipe {facts['version']}, process {facts['pid']}: the model is being loaded"
     lines = [printable(heading(facts))]
     streams = facts["streams"]
     if streams:

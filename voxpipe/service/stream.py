@@ -24,6 +24,8 @@ class StreamOptions:
         heartbeat_s: seconds between two signs of life; None gives none.
         realtime: the audio is live: its writer waits as late as can be, and the events say when the model lags.
         max_lag_s: the model may lag by so many seconds before audio is dropped; its writer never waits. None drops none.
+        logprobs: whether each delta says how sure the model was of it.
+        n_alternatives: how many texts each delta says that it might have been instead.
     """
 
     delay_ms: int | None = None
@@ -31,6 +33,8 @@ class StreamOptions:
     heartbeat_s: float | None = None
     realtime: bool = False
     max_lag_s: float | None = None
+    logprobs: bool = False
+    n_alternatives: int = 0
 
     @property
     def is_live(self) -> bool:

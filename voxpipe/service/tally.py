@@ -50,8 +50,8 @@ class Fading:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a stream has come.
+class Reading:
+    """How far a stream has come when its numbers are read.
 
     Attributes:
         audio_s: seconds of audio taken in.
@@ -101,7 +101,7 @@ class Tally:
         self._recent_s.append(turn_s)
         self._recent_work_s.add(turn_s)
 
-    def add_progress(self, before: Progress, now: Progress) -> None:
+    def add_progress(self, before: Reading, now: Reading) -> None:
         """A stream had its part in a batch."""
         self.audio_s += now.audio_s - before.audio_s
         self.n_tokens += now.n_tokens - before.n_tokens

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -120,8 +121,7 @@ class LocalServer(ThreadingHTTPServer):
     """Serves a listening socket from threads of its own, from `start` to `close`."""
 
     def __init__(self, listening: socket.socket, handler: type[LocalHandler]) -> None:
-        super().__init__(("", 0), handler, bind_and_activate=False)
-        self.socket.close()  # the one that the library made
+        BaseServer.__init__(self, "", handler)  # not TCPServer's, which makes a socket: there may be no network
         self.socket = listening
         self._places = threading.BoundedSemaphore(MAX_CLIENTS)
         self._thread = threading.Thread(target=self.serve_forever, name="web", daemon=True)
@@ -134,7 +134,7 @@ class LocalServer(ThreadingHTTPServer):
         self._thread.start()
 
     def close(self) -> None:
-        """Accept nobody any more; answers on their way are finished."""
+        """Accept nobody any more; answers on their way may be cut off by the end of the process."""
         self.shutdown()
         self._thread.join()
         self.server_close()
