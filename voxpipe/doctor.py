@@ -9,24 +9,23 @@ import os
 import platform
 import socket
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from voxpipe import __version__, accelerate
 from voxpipe.audio import ffmpeg
-from voxpipe.checkpoints.files import check_safetensors, config_file, matches_published_hash, weight_files
 from voxpipe.checkpoints.hub import TINY, Choice, resolve
 from voxpipe.config import SAMPLE_RATE
 from voxpipe.errors import ModelError, VoxpipeError
 from voxpipe.service.attach import ask_status
-from voxpipe.service.protocol import default_socket
+from voxpipe.service.place import REMEDY, default_socket, foreign_folder
 
 SPEED_S = 10.0  # of audio
-WORKING_BYTES = 512 << 20  # beside the weights: the process, caches of a few streams
+WORKING_BYTES = 512 << 20  # beside weights and caches: the process, and what a step computes
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,10 @@ def examine(model: str) -> Iterator[Finding]:
     except ModelError as exc:
         yield Finding("model", str(exc), f"voxpipe pull {model}" if "pull" in str(exc) else "voxpipe --model tiny")
     else:
-        yield model_files(choice)
-        yield memory(choice)
+        files = model_files(choice)
+        yield files
+        if files.ok:
+            yield memory(choice)
     checks: list[Callable[[], Finding]] = [cache_folder, runtime_folder, daemon, decoder, speed]
     for check in checks:
         yield check()
@@ -95,45 +96,50 @@ def blas() -> Finding:
 
 
 def model_files(choice: Choice) -> Finding:
-    """Whether a model's files are there and whole."""
+    """Whether a model's files are there, whole, and could be loaded."""
+    from voxpipe.checkpoints.probe import check_hashes, probe
+
     again = f"voxpipe pull {choice.name}"
     if choice.directory == TINY:
         again = f"{sys.executable} -m pip install --force-reinstall --no-deps ."
     try:
-        weights = weight_files(choice.directory)
-        for path in weights:
-            check_safetensors(path)
-        tokenizer = choice.directory / "tekken.json"
-        if not tokenizer.exists():
-            raise ModelError(f"{choice.directory} has no tekken.json")
-        paths = [*weights, config_file(choice.directory), tokenizer]
-        n_checked = 0
-        for path in paths:
-            matches = matches_published_hash(path)
-            if matches is False:
-                raise ModelError(f"{path} is damaged: its hash is not the one it was published with")
-            n_checked += matches is not None
+        facts = probe(choice.directory)
+        n_hashes, damaged = check_hashes(choice.directory)
     except VoxpipeError as exc:
         return Finding("model", str(exc), again)
     except OSError as exc:
         return Finding("model", f"{exc.filename}: {exc.strerror}", f"chmod u+r {exc.filename}")
-    n_bytes = sum(path.stat().st_size for path in weights)
-    hashes = (
-        f"hashes of {n_checked} of {len(paths)} files agree" if n_checked else "no published hashes to compare with"
-    )
-    return Finding("model", f"{choice.name}, {n_bytes / 2**20:.0f} MiB, {choice.directory}; whole; {hashes}")
+    if damaged:
+        return Finding("model", f"{damaged[0]} is damaged: its hash is not the one it was published with", again)
+    hashes = f"hashes of {n_hashes} files agree" if n_hashes else "no published hashes to compare with"
+    return Finding("model", f"{choice.name}, {facts.file_bytes / 2**20:.0f} MiB, {choice.directory}; whole; {hashes}")
 
 
 def memory(choice: Choice) -> Finding:
-    """Whether the model fits."""
-    needed = sum(path.stat().st_size for path in choice.directory.glob("*.safetensors")) + WORKING_BYTES
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free = total
-    with suppress(OSError, LookupError):  # Linux
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) << 10
+    """Whether the model fits, as this backend holds it, with one long stream.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from voxpipe.checkpoints.probe import probe
+
+    facts = probe(choice.directory)
+    needed = facts.memory_bytes + facts.stream_bytes + WORKING_BYTES
+    free, total = usable_memory()
     value = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free; {choice.name} wants {needed / 2**30:.1f}"
     return Finding("memory", value, None if needed <= free else "voxpipe --model tiny")
+
+
+def usable_memory() -> tuple[int, int]:
+    """(bytes that a model may take, bytes that this machine has)."""
+    if sys.platform == "darwin":
+        import mlx.core as mx
+
+        total = int(subprocess.check_output(["/usr/sbin/sysctl", "-n", "hw.memsize"]))
+        return int(mx.device_info().get("max_recommended_working_set_size", total)), total
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) << 10, total
 
 
 def cache_folder() -> Finding:
@@ -150,16 +156,18 @@ def cache_folder() -> Finding:
 def runtime_folder() -> Finding:
     """Whether the socket's folder is ours alone."""
     path = default_socket().parent
+    folder = foreign_folder(default_socket())
+    if folder is not None:
+        return Finding("sockets", f"{folder} is another user's", REMEDY)
     if not path.exists():
         there = next(one for one in path.parents if one.exists())
         if os.access(there, os.W_OK | os.X_OK):
             return Finding("sockets", f"{path}, will be made")
-        return Finding("sockets", f"{path} cannot be made", f"export XDG_RUNTIME_DIR=/run/user/{os.getuid()}")
+        remedy = REMEDY if sys.platform == "darwin" else f"export XDG_RUNTIME_DIR=/run/user/{os.getuid()}"
+        return Finding("sockets", f"{path} cannot be made", remedy)
     facts = path.stat()
     if not os.access(path, os.X_OK):
-        return Finding("sockets", f"{path} cannot be entered", "export VOXPIPE_SOCKET=$HOME/.voxpipe.sock")
-    if facts.st_uid not in (os.getuid(), 0) and "VOXPIPE_SOCKET" not in os.environ:
-        return Finding("sockets", f"{path} is another user's", "export VOXPIPE_SOCKET=$HOME/.voxpipe.sock")
+        return Finding("sockets", f"{path} cannot be entered", REMEDY)
     if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not facts.st_mode & stat.S_ISVTX:
         return Finding("sockets", f"{path}: others can write there", f"chmod go-w {path}")
     return Finding("sockets", f"{path}, mode {stat.S_IMODE(facts.st_mode):04o}")

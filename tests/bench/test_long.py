@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 
@@ -33,7 +34,8 @@ def test_no_token_is_missed(n_streams: int) -> None:
         assert part["n_ids"] > 10
         assert part["n_characters"] > 100
         assert 0 < part["step_ms_p50"] <= part["step_ms_p95"]
-        assert part["resident_mb"] > part["active_mb"] > 0
+        assert part["active_mb"] > 0
+        assert part["resident_mb"] > (part["active_mb"] if mx.default_device() == mx.cpu else 0)
 
 
 def test_table_says_how_it_went() -> None:

@@ -229,11 +229,12 @@ def test_streams_that_are_expected_are_spread_over_the_lanes_and_share_trays(
     assert all(state.decoder.tray.lane == state.encoder.ring.tray.lane for state in states)
     places = [(id(state.decoder.tray), state.decoder.row) for state in states]
     assert len(set(places)) == len(states)
-    rows = max(1, min(voxtral.MAX_ROWS_CPU // n_lanes, -(-n_expected // n_lanes)))
+    rows = max(1, min(crew.max_rows // n_lanes, -(-n_expected // n_lanes)))
     assert {state.decoder.tray.n_rows for state in states} == {rows}
     assert len({tray for tray, _ in places}) == sum(-(-n // rows) for n in per_lane)
 
 
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="a GPU's trays are larger than is quickly filled")
 def test_unexpected_streams_on_a_gpu_get_trays_as_large_as_all_before_them(network: VoxtralRealtime) -> None:
     kernels, n_lanes = network.kernels, len(network.lanes)
     network.use_kernels(GpuKernels(folded=True, compiles=False))

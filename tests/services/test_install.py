@@ -7,8 +7,19 @@ from pathlib import Path
 import pytest
 
 from tests.cli.process import Result, environment, run
-from voxpipe.errors import EX_CANTCREAT, EX_CONFIG, EX_OK, EX_UNAVAILABLE, EX_USAGE, OutputError, UnavailableError
+from voxpipe.errors import (
+    EX_CANTCREAT,
+    EX_CONFIG,
+    EX_OK,
+    EX_UNAVAILABLE,
+    EX_USAGE,
+    ConfigError,
+    OutputError,
+    UnavailableError,
+)
+from voxpipe.service import install as module
 from voxpipe.service.install import MARK, Plan, Request, check_visible, install, make_plan, own_program, uninstall
+from voxpipe.service.settings import read_settings
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="systemd is Linux's")
 
@@ -131,6 +142,111 @@ def test_commands_for_launchd(tmp_path: Path) -> None:
     assert daemon.enable == (("launchctl", "bootstrap", "system", str(path)),)
 
 
+def test_the_daemon_of_a_mac_is_for_all_its_users(tmp_path: Path) -> None:
+    config = tmp_path / "voxpipe.toml"
+
+    def settings(system: bool) -> str:
+        plan = make_plan(Request(system=system, program=("/opt/voxpipe/bin/voxpipe",), home=tmp_path), "darwin")
+        text = next(file.text for file in plan.files if file.is_settings)
+        assert "@" not in text
+        assert not any(word in text for word in ("systemctl", '"/run/', "/srv", ".service"))
+        config.write_text(text)
+        return text
+
+    # 1. an agent's socket stays its user's
+    assert f"gui/{os.getuid()}/org.voxpipe.agent" in settings(False)
+    assert read_settings(config).socket_mode == "0600"
+    # 2. a daemon's is everybody's, and so is its folder
+    assert "system/org.voxpipe.daemon" in settings(True)
+    assert read_settings(config).socket_mode == "0660"
+    plan = make_plan(Request(system=True, program=("/opt/voxpipe/bin/voxpipe",)), "darwin")
+    assert (Path("/usr/local/var/run/voxpipe"), 0o750, "_voxpipe:staff") in plan.folders
+    assert (Path("/usr/local/var/log/voxpipe"), 0o750, "_voxpipe") in plan.folders
+    # 3. what is commented out is right, too
+    lines = config.read_text().splitlines()[3:]
+    config.write_text("\n".join(line.removeprefix("# ") for line in lines))
+    assert read_settings(config).fifo[0].path == "/usr/local/var/run/voxpipe/radio.pcm"
+
+
+LAUNCHCTL = """#!/bin/sh
+# refuses as often as there are lines in a file, which are its reasons
+echo "$*" >>{folder}/calls
+read -r reason <{folder}/reasons || exit 0
+tail -n +2 {folder}/reasons >{folder}/rest; mv {folder}/rest {folder}/reasons
+echo "$reason" >&2; exit 5
+"""
+IO_ERROR = "Bootstrap failed: 5: Input/output error\n"
+
+
+class Launchctl:
+    """A stand-in on the PATH, and a plan that uses it."""
+
+    def __init__(self, folder: Path, reasons: str) -> None:
+        program = folder / "bin" / "launchctl"
+        program.parent.mkdir()
+        program.write_text(LAUNCHCTL.format(folder=folder))
+        program.chmod(0o755)
+        (folder / "reasons").write_text(reasons)
+        self._calls = folder / "calls"
+        self.plan = make_plan(Request(program=("/opt/voxpipe/bin/voxpipe",), home=folder), "darwin")
+
+    @property
+    def calls(self) -> list[str]:
+        return [line.split()[0] for line in self._calls.read_text().splitlines()]
+
+
+@pytest.fixture
+def launchctl(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launchctl:
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(module, "BUSY_STEP_S", 0.01)
+    return Launchctl(tmp_path, request.param)
+
+
+BUSY = "Bootstrap failed: 37: Operation already in progress\n"
+
+
+@pytest.mark.parametrize("launchctl", [IO_ERROR + BUSY + IO_ERROR], indirect=True)
+def test_what_launchd_still_ends_is_waited_for(launchctl: Launchctl) -> None:
+    install(launchctl.plan)
+    assert launchctl.calls == ["bootstrap"] * 4
+    install(launchctl.plan)
+    assert launchctl.calls[4:] == ["bootout", "bootstrap"]
+
+
+@pytest.mark.parametrize("launchctl", [IO_ERROR * 1000], indirect=True)
+def test_it_is_not_waited_for_for_ever(launchctl: Launchctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUSY_WAIT_S", 0.1)
+    with pytest.raises(UnavailableError, match=r"^`launchctl bootstrap .*` failed: Bootstrap failed: 5: Input/output"):
+        install(launchctl.plan)
+    assert 2 < len(launchctl.calls) < 100
+
+
+@pytest.mark.parametrize(
+    "launchctl", ["Bootstrap failed: 125: Domain does not support specified action\n"], indirect=True
+)
+def test_a_mac_at_which_nobody_is_logged_in(launchctl: Launchctl) -> None:
+    with pytest.raises(UnavailableError, match=r"^nobody is logged in at this Mac's screen; .* or use --system$"):
+        install(launchctl.plan)
+    assert launchctl.calls == ["bootstrap"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give folders away")
+def test_a_folder_of_an_account_and_a_group(tmp_path: Path) -> None:
+    for owner in ("daemon", "daemon:daemon"):
+        install(Plan((), ((tmp_path / owner, 0o750, owner),), (), (), (), ()))
+    alone, shared = tmp_path / "daemon", tmp_path / "daemon:daemon"
+    assert (alone.owner(), shared.owner(), shared.group()) == ("daemon", "daemon", "daemon")
+    assert alone.stat().st_gid == tmp_path.stat().st_gid
+    assert shared.stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("owner", ["nobody at all", "nobody at all:staff"])
+def test_without_the_account_it_says_how_to_make_it(owner: str, tmp_path: Path) -> None:
+    plan = Plan((), ((tmp_path / "run", 0o750, owner),), (), (), (), ())
+    with pytest.raises(ConfigError, match=r"^there is no account nobody at all; make it with: sudo .* 450 to 499"):
+        install(plan)
+
+
 def test_words_that_systemd_would_take_apart(tmp_path: Path) -> None:
     odd = tmp_path / 'a b%$"c.toml'
     plan = make_plan(Request(program=("/opt/voxpipe/bin/voxpipe",), config=odd, home=tmp_path), "linux")
@@ -138,11 +254,27 @@ def test_words_that_systemd_would_take_apart(tmp_path: Path) -> None:
     assert line == f'ExecStart=/opt/voxpipe/bin/voxpipe serve --config "{tmp_path}/a b%%$$\\"c.toml"'
 
 
-def test_a_program_that_the_hardened_unit_cannot_see() -> None:
-    with pytest.raises(
-        Exception, match="the system's service cannot see /home/ann/bin/voxpipe; install voxpipe elsewhere"
-    ):
-        check_visible(("/home/ann/bin/voxpipe",))
+@pytest.mark.parametrize(
+    ("platform", "system", "place"),
+    [
+        ("linux", True, "/home/ann/bin/voxpipe"),
+        ("darwin", True, "/Users/ann/venv/bin/voxpipe"),
+        ("darwin", False, "/Users/ann/Documents/venv/bin/voxpipe"),
+        ("darwin", False, "/Users/ann/Library/Mobile Documents/com~apple~CloudDocs/venv/bin/voxpipe"),
+    ],
+)
+def test_what_the_service_cannot_see(platform: str, system: bool, place: str) -> None:
+    home, elsewhere = Path("/Users/ann"), ("/opt/voxpipe/bin/voxpipe",)
+    with pytest.raises(ConfigError, match=rf"^the service cannot see {place}; install voxpipe elsewhere, .* -m venv"):
+        check_visible(Request(system=system, program=(place,), home=home), platform)
+    with pytest.raises(ConfigError, match=rf"^the service cannot see {place}; put it elsewhere$"):
+        check_visible(Request(system=system, program=elsewhere, config=Path(place), home=home), platform)
+
+
+def test_what_a_user_s_own_service_can_see() -> None:
+    program = ("/Users/ann/Documents2/venv/bin/voxpipe",)
+    check_visible(Request(program=program, home=Path("/Users/ann")), "darwin")
+    check_visible(Request(program=("/home/ann/bin/voxpipe",), home=Path("/home/ann")), "linux")
 
 
 def test_there_is_no_service_manager_everywhere() -> None:

@@ -101,12 +101,15 @@ def test_property_lists_carry_what_launchd_needs(system: bool) -> None:
     config = "/usr/local/etc/voxpipe/voxpipe.toml" if system else "/Users/ann/.config/voxpipe/voxpipe.toml"
     assert keys["ProgramArguments"] == ["/opt/my tools/voxpipe", "serve", "--config", config]
     assert keys["RunAtLoad"] is True
-    assert keys["KeepAlive"] == {"Crashed": True}  # an exit, with 78 or any other status, is no crash
+    assert keys["KeepAlive"] == {"SuccessfulExit": False}
     assert keys["ThrottleInterval"] >= 30
     assert keys["ExitTimeOut"] >= 20
     assert keys["ProcessType"] == "Interactive"
-    assert keys["EnvironmentVariables"]["HF_HUB_OFFLINE"] == "1"
-    assert keys["SoftResourceLimits"] == {"Core": 0}
+    variables = keys["EnvironmentVariables"]
+    assert (variables["HF_HUB_OFFLINE"], variables["VOXPIPE_LAUNCHD"]) == ("1", "1")
+    path = variables["PATH"].split(":")
+    assert {"/opt/homebrew/bin", "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"} <= set(path)
+    assert keys["SoftResourceLimits"] == {"Core": 0, "NumberOfFiles": 4096}
     assert keys["Umask"] == (0o027 if system else 0o077)
     for name in ("StandardOutPath", "StandardErrorPath", "WorkingDirectory"):
         assert keys[name].startswith("/")
@@ -119,6 +122,16 @@ def test_property_lists_carry_what_launchd_needs(system: bool) -> None:
 def test_plutil_agrees(path: Path) -> None:
     subprocess.run(["plutil", "-lint", path], check=True)
 
+
+ASK = """
+import socket, sys
+asking = socket.socket(socket.AF_UNIX)
+asking.settimeout(20)
+asking.connect(sys.argv[1])
+asking.sendall(b"GET /metrics HTTP/1.0\\r\\n\\r\\n")
+while data := asking.recv(65536):
+    sys.stdout.buffer.write(data)
+"""
 
 MANAGER = """
 set -e
@@ -148,6 +161,12 @@ echo "stopped: $(show Result)"
 voxpipe --daemon require <"$CLIP" | tail -n 1
 echo "started by a client: $(show ActiveState)"
 systemctl --user stop voxpipe.service 2>/dev/null
+printf 'metrics = "%s"\nmetrics_file = "%s"\n' "$METRICS" "$METRICS.prom" >"$HOME/.config/voxpipe/voxpipe.toml"
+systemctl --user start voxpipe.service
+"$PYTHON" -c "$ASK" "$METRICS" | grep -a "^voxpipe_streams_limit"
+grep "^voxpipe_streams_limit" "$METRICS.prom"
+systemctl --user stop voxpipe.service 2>/dev/null
+echo "measured: $(show Result), left: $(ls -d "$METRICS"* 2>/dev/null)"
 echo "delay_ms = 77" >"$HOME/.config/voxpipe/voxpipe.toml"
 systemctl --user start voxpipe.service 2>/dev/null || true
 sleep 6
@@ -173,6 +192,8 @@ def test_a_real_manager_runs_it(tmp_path: Path) -> None:
         "HOME": str(tmp_path),
         "XDG_RUNTIME_DIR": "/run/user/test",
         "PYTHON": sys.executable,
+        "ASK": ASK,
+        "METRICS": "/run/user/test/voxpipe/metrics",
         "CLIP": str(ROOT / "tests/data/speech/beach.wav"),
     }
     for name in ("XDG_CONFIG_HOME", "VOXPIPE_SOCKET", "VOXPIPE_MODEL", "DBUS_SESSION_BUS_ADDRESS"):
@@ -192,6 +213,9 @@ def test_a_real_manager_runs_it(tmp_path: Path) -> None:
         "killed: active, 1 restart",
         "stopped: success",
         "started by a client: active",
+        "voxpipe_streams_limit 16.0",
+        "voxpipe_streams_limit 16.0",
+        "measured: success, left: ",
         "broken: failed, status 78, 0 restarts",
         "3",
         "again: 78",

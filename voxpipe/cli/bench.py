@@ -27,7 +27,7 @@ class Counts(click.ParamType[tuple[int, ...]]):
         return counts
 
 
-@click.command()
+@click.command(short_help="Measure a file, a live stream, and many streams as one batch.")
 @click.argument("audio", required=False, type=click.Path(path_type=str))
 @model_options
 @click.option(

@@ -8,7 +8,7 @@ import click
 from voxpipe.errors import EX_OK, EX_UNAVAILABLE
 
 
-@click.command()
+@click.command(short_help="Check what voxpipe needs here; say what mends each problem.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--model", metavar="NAME|DIR|REPO", help="Look at this model. [default: the one that would be used]")
 def doctor(as_json: bool, model: str | None) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from voxpipe.checkpoints.store import Stored
 
 
-@click.command()
+@click.command(short_help="Fetch a model and print its directory.")
 @click.argument("name")
 @click.option("--revision", help="Branch, tag or commit of the repository; the same as NAME@REVISION.")
 def pull(name: str, revision: str | None) -> None:
@@ -36,7 +36,7 @@ def pull(name: str, revision: str | None) -> None:
     click.echo(directory)
 
 
-@click.command("list")
+@click.command("list", short_help="Show the models on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def list_models(as_json: bool) -> None:
     """Show the models on this machine: the embedded one, and those in the local cache."""
@@ -77,7 +77,7 @@ def _as_json(model: "Stored") -> dict[str, object]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-@click.command()
+@click.command(short_help="Say what a model is, whether it is whole, what it takes.")
 @click.argument("model", default="auto")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(model: str, as_json: bool) -> int:
@@ -118,7 +118,7 @@ def info(model: str, as_json: bool) -> int:
     return EX_CONFIG if damaged else EX_OK
 
 
-@click.command()
+@click.command(short_help="Delete a model from the local cache.")
 @click.argument("model", metavar="NAME|REPO")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def remove(model: str, yes: bool) -> None:
@@ -141,7 +141,7 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
-@click.command()
+@click.command(short_help="Write a model to a directory in the mlx-audio layout.")
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @click.option("--bits", type=click.Choice(["4", "6", "8"]), help="Quantize the weights to so many bits.")

@@ -15,18 +15,18 @@ for_system = click.option("--system", is_flag=True, help="For the whole machine 
 dry = click.option("--dry-run", is_flag=True, help="Print the files and the commands, and do nothing.")
 
 
-@click.group()
+@click.group(short_help="Have systemd or launchd keep `voxpipe serve` running.")
 def service() -> None:
     """Have `voxpipe serve` kept running by systemd (Linux) or launchd (macOS)."""
 
 
-@service.command()
+@service.command(short_help="Write the service's files and start it.")
 @for_system
 @dry
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="The daemon's settings. [default: voxpipe.toml in ~/.config/voxpipe or /etc/voxpipe, made if need be]",
+    help="The daemon's settings. [default: voxpipe.toml in ~/.config/voxpipe or (/usr/local)/etc/voxpipe, made if need be]",
 )
 @click.option("--gpu", is_flag=True, help="With --system on Linux: let it use an NVIDIA GPU.")
 @click.option("--fifo", is_flag=True, help="On Linux: also a named pipe in.pcm beside the socket, which starts it.")
@@ -39,9 +39,8 @@ def install(system: bool, dry_run: bool, config: Path | None, gpu: bool, fifo: b
         read_settings(config)  # rather now than in the log
     if (gpu and not (system and _is_linux())) or (fifo and not _is_linux()):
         raise click.UsageError("--gpu goes with --system, and both it and --fifo with systemd")
-    if system and _is_linux():
-        check_visible(own_program())
     request = Request(system=system, program=own_program(), config=config, gpu=gpu, fifo=fifo, home=Path.home())
+    check_visible(request, sys.platform)
     plan = make_plan(request, sys.platform)
     if dry_run:
         _show(plan)
@@ -51,7 +50,7 @@ def install(system: bool, dry_run: bool, config: Path | None, gpu: bool, fifo: b
         click.echo(file.path)
 
 
-@service.command()
+@service.command(short_help="Stop the service and remove its files.")
 @for_system
 @dry
 def uninstall(system: bool, dry_run: bool) -> None:

@@ -7,11 +7,11 @@ the paths of the program and its settings are put in.
 
 import os
 import plistlib
-import pwd
 import re
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,15 @@ from voxpipe.errors import ConfigError, OutputError, UnavailableError
 MARK = "Written by `voxpipe service install`, removed by `voxpipe service uninstall`."
 AGENT, DAEMON = "org.voxpipe.agent", "org.voxpipe.daemon"
 ACCOUNT = "_voxpipe"  # on macOS
+EVERYBODY = "staff"  # the group of a Mac's ordinary users; what is made in a folder is its group's
 UNITS = ("voxpipe.service", "voxpipe.socket")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # what ProtectHome= and PrivateTmp= take away
+HIDDEN_ON_MACOS = ("/Users", "/var/root")  # other accounts may not enter a home
+GUARDED = ("Desktop", "Documents", "Downloads", "Library/Mobile Documents")  # in a home: macOS asks before each use
 COMMAND_WAIT_S = 120.0
+BUSY = re.compile(r"Bootstrap failed: (5|37):")  # for seconds after `launchctl bootout` has returned
+BUSY_WAIT_S, BUSY_STEP_S = 20.0, 0.5
+NO_SCREEN = "Bootstrap failed: 125:"
 
 Command = tuple[str, ...]
 
@@ -46,7 +52,7 @@ class Plan:
     """Everything that installing does, and how it is undone.
 
     Attributes:
-        folders: are made with this mode and for this account, if one is named.
+        folders: are made with this mode and for this "account" or "account:group", if one is named.
     """
 
     files: tuple[PlannedFile, ...]
@@ -106,18 +112,36 @@ def make_plan(request: Request, platform: str) -> Plan:
     raise UnavailableError(f"services are for systemd and launchd, not {platform}; run: voxpipe serve")
 
 
-def check_visible(program: tuple[str, ...]) -> None:
-    """See that the system's service can run `program`.
+def check_visible(request: Request, platform: str) -> None:
+    """See that the service can run the program and read its settings.
 
     Raises:
-        ConfigError: it lies where the service's hardening lets it see nothing.
+        ConfigError: they lie where the service is let see nothing.
     """
-    for place in (program[0], sys.prefix, sys.base_prefix):
-        if place.startswith(tuple(f"{hidden}/" for hidden in HIDDEN)):
+    hidden = _hidden(request, platform)
+    if request.config is not None and _is_below(request.config, hidden):
+        raise ConfigError(f"the service cannot see {request.config}; put it elsewhere")
+    folder = "/opt/voxpipe" if request.system else "~/.voxpipe"
+    sudo = "sudo " if request.system else ""
+    for place in (request.program[0], sys.prefix, sys.base_prefix, __file__):
+        if _is_below(place, hidden):
             raise ConfigError(
-                f"the system's service cannot see {place}; install voxpipe elsewhere, for example: "
-                "sudo python3 -m venv /opt/voxpipe && sudo /opt/voxpipe/bin/pip install ."
+                f"the service cannot see {place}; install voxpipe elsewhere, for example: "
+                f"{sudo}python3 -m venv {folder} && {sudo}{folder}/bin/pip install ."
             )
+
+
+def _is_below(place: str | Path, folders: tuple[Path, ...]) -> bool:
+    return any(Path(place).is_relative_to(folder) for folder in folders)
+
+
+def _hidden(request: Request, platform: str) -> tuple[Path, ...]:
+    """Folders of which the service is let see nothing."""
+    if platform != "darwin":
+        return tuple(map(Path, HIDDEN)) if request.system else ()
+    if request.system:
+        return tuple(map(Path, HIDDEN_ON_MACOS))
+    return tuple(request.home / name for name in GUARDED)
 
 
 def install(plan: Plan) -> None:
@@ -181,7 +205,7 @@ def _systemd_user(request: Request) -> Plan:
     files = [_unit(units / name, "user", request, config) for name in names]
     control = ("systemctl", "--user")
     return Plan(
-        files=(*files, *_settings(request, config)),
+        files=(*files, *_settings(request, config, _template("systemd/voxpipe.toml"))),
         folders=((request.home / ".local" / "state" / "voxpipe", 0o700, None),),
         enable=((*control, "daemon-reload"), (*control, "enable", "--now", *reversed(names))),
         disable=tuple((*control, "disable", "--now", name) for name in names),
@@ -201,8 +225,9 @@ def _systemd_system(request: Request) -> Plan:
     users = _marked(etc / "sysusers.d" / "voxpipe.conf", "systemd/sysusers.d/voxpipe.conf")
     places = _marked(etc / "tmpfiles.d" / "voxpipe.conf", "systemd/tmpfiles.d/voxpipe.conf")
     rotation = _marked(etc / "logrotate.d" / "voxpipe", "systemd/logrotate.d/voxpipe")
+    settings = _settings(request, request.root / config.relative_to("/"), _template("systemd/voxpipe.toml"))
     return Plan(
-        files=(*files, users, places, rotation, *_settings(request, request.root / config.relative_to("/"))),
+        files=(*files, users, places, rotation, *settings),
         folders=(),
         enable=(
             ("systemd-sysusers", str(users.path)),
@@ -228,14 +253,19 @@ def _launchd(request: Request) -> Plan:
     path = begin / "Library" / ("LaunchDaemons" if request.system else "LaunchAgents") / f"{label}.plist"
     files = [PlannedFile(path, f"{head}<!-- {MARK} -->\n{separator}{body}")]
     logs = request.root / Path(keys["StandardErrorPath"]).parent.relative_to("/")
-    folders: list[tuple[Path, int, str | None]] = [(logs, 0o750 if request.system else 0o700, None)]
+    folders: list[tuple[Path, int, str | None]] = [(logs, 0o700, None)]
+    run = request.home / "Library" / "Caches" / "voxpipe"
+    settings = _template("launchd/voxpipe.toml").replace("@SERVICE@", f"{domain}/{label}")
     if request.system:
+        run = Path(keys["EnvironmentVariables"]["VOXPIPE_SOCKET"]).parent
+        settings = settings.replace('# socket_mode = "0600"', 'socket_mode = "0660"  ')
         config = request.root / config.relative_to("/")
         files.append(_marked(request.root / "etc" / "newsyslog.d" / "voxpipe.conf", "launchd/newsyslog.d/voxpipe.conf"))
         var = request.root / "usr" / "local" / "var"
-        folders = [(var / name / "voxpipe", 0o750, ACCOUNT) for name in ("log", "cache", "run")]
+        folders = [(var / name / "voxpipe", 0o750, ACCOUNT) for name in ("log", "cache")]
+        folders.append((var / "run" / "voxpipe", 0o750, f"{ACCOUNT}:{EVERYBODY}"))
     return Plan(
-        files=(*files, *_settings(request, config)),
+        files=(*files, *_settings(request, config, settings.replace("@RUN@", str(run)))),
         folders=tuple(folders),
         enable=(("launchctl", "bootstrap", domain, str(path)),),
         disable=(("launchctl", "bootout", f"{domain}/{label}"),),
@@ -267,8 +297,8 @@ def _quote(word: str) -> str:
     return word if re.fullmatch(r"[\w/.+:@%=-]+", word) else f'"{word}"'
 
 
-def _settings(request: Request, path: Path) -> tuple[PlannedFile, ...]:
-    return () if request.config else (PlannedFile(path, _template("systemd/voxpipe.toml"), is_settings=True),)
+def _settings(request: Request, path: Path, text: str) -> tuple[PlannedFile, ...]:
+    return () if request.config else (PlannedFile(path, text, is_settings=True),)
 
 
 def _is_to_go(file: PlannedFile) -> bool:
@@ -296,10 +326,12 @@ def _make_folder(path: Path, mode: int, owner: str | None) -> None:
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(mode)
         if owner is not None:
-            os.chown(path, pwd.getpwnam(owner).pw_uid, -1)
-    except KeyError as exc:
+            shutil.chown(path, *owner.split(":"))
+    except LookupError as exc:
+        account = str(owner).partition(":")[0]
         raise ConfigError(
-            f"there is no account {owner}; make it with: sudo sysadminctl -addUser {owner} -UID 450 -roleAccount"
+            f"there is no account {account}; make it with: sudo sysadminctl -addUser {account} -UID 450 -roleAccount "
+            "(a free UID from 450 to 499; on older macOS from 200 to 400)"
         ) from exc
     except OSError as exc:
         raise OutputError(f"cannot make {path}: {exc.strerror}{_hint(exc)}") from exc
@@ -322,14 +354,26 @@ def _disable(plan: Plan) -> None:
 
 
 def _run(command: Command) -> None:
-    line = " ".join(command)
+    deadline = time.monotonic() + BUSY_WAIT_S
+    while (reason := _refusal(command)) and BUSY.search(reason) and time.monotonic() < deadline:
+        time.sleep(BUSY_STEP_S)
+    if reason is None:
+        return
+    if NO_SCREEN in reason:
+        raise UnavailableError("nobody is logged in at this Mac's screen; log in there, or use --system")
+    raise UnavailableError(f"`{' '.join(command)}` failed: {reason}; mend that and run it again")
+
+
+def _refusal(command: Command) -> str | None:
+    """Run it; why it failed, if it did."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_WAIT_S, check=False
         )
     except subprocess.TimeoutExpired as exc:
+        line = " ".join(command)
         raise UnavailableError(f"`{line}` does not come to an end; see why with: voxpipe service status") from exc
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        reason = said[0] if said else f"it ended with status {done.returncode}"
-        raise UnavailableError(f"`{line}` failed: {reason}; mend that and run it again")
+    if done.returncode == 0:
+        return None
+    said = (done.stderr or done.stdout).strip().splitlines()
+    return said[0] if said else f"it ended with status {done.returncode}"

@@ -1,7 +1,7 @@
 """What can be said of this process: what it runs, for how long, and how much memory it takes."""
 
+import ctypes
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,26 @@ from voxpipe import __version__
 STARTED_AT = time.monotonic()
 
 
+class _Usage(ctypes.Structure):
+    """`struct rusage_info_v0` of macOS, `sys/resource.h`."""
+
+    _fields_ = (
+        ("uuid", ctypes.c_uint8 * 16),
+        *((name, ctypes.c_uint64) for name in ("user", "system", "idle_wakeups", "interrupts", "pageins")),
+        *((name, ctypes.c_uint64) for name in ("wired", "resident", "footprint", "began", "ended")),
+    )
+
+
 def resident_bytes() -> int:
-    """Resident memory of this process."""
+    """Memory that this process holds; on macOS its footprint, as only that counts what Metal holds for it."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(os.getpid())])) * 1_024
+    usage = _Usage()
+    libproc = ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True)
+    if libproc.proc_pid_rusage(os.getpid(), 0, ctypes.byref(usage)) != 0:
+        raise OSError(ctypes.get_errno(), "proc_pid_rusage")
+    return int(usage.footprint)
 
 
 def uptime_s() -> float:
