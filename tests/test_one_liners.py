@@ -102,7 +102,7 @@ def test_a_file_by_sox_and_the_words_by_jq(folder: Path) -> None:
     assert words(output_of(line, folder).decode()) == said(HALL)
 
 
-@pytest.mark.parametrize("device", ["-f avfoundation -i :0", "-f alsa -i default"])
+@pytest.mark.parametrize("device", ["-f avfoundation -i :default", "-f alsa -i default"])
 def test_a_microphone_by_ffmpeg_but_for_the_device(folder: Path, device: str) -> None:
     """ffmpeg goes by the clock, and here is no device that does."""
     line = line_with("ffmpeg", device)

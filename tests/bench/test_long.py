@@ -20,11 +20,11 @@ def run(*arguments: str) -> str:
 @pytest.mark.parametrize("n_streams", [1, 3])
 def test_no_token_is_missed(n_streams: int) -> None:
     raw: dict[str, Any] = json.loads(
-        run("--hours", "0.02", "--streams", str(n_streams), "--parts", "3", "--step-ms", "320", "--json")
+        run("--hours", "0.012", "--streams", str(n_streams), "--parts", "3", "--step-ms", "320", "--json")
     )
     parts = raw["parts"]
-    assert [round(part["end_h"], 4) for part in parts] == [0.0067, 0.0133, 0.02]
-    assert sum(part["n_tokens"] for part in parts) == n_streams * (900 + 11)
+    assert [round(part["end_h"], 4) for part in parts] == [0.004, 0.008, 0.012]
+    assert sum(part["n_tokens"] for part in parts) == n_streams * (540 + 11)
     assert raw["tokens_missed"] == 0
     assert raw["n_guarded"] == 0
     assert raw["step_ratio"] == parts[-1]["step_ms_p50"] / parts[0]["step_ms_p50"]

@@ -178,7 +178,15 @@ def test_streams_of_the_embedded_model_equal_each_alone(
 def test_sixteen_streams_at_once(tiny: Transcriber) -> None:
     """Every delay, staggered by a turn, all with the same words."""
     plans_ = [
-        Plan(clip("future.flac"), delay_ms, [1_280], arrives=turn, is_live=True, leaves_after=None, flushes=False)
+        Plan(
+            clip("future.flac")[:16_000],
+            delay_ms,
+            [1_280],
+            arrives=turn,
+            is_live=True,
+            leaves_after=None,
+            flushes=False,
+        )
         for turn, delay_ms in enumerate(DELAYS_MS)
     ]
     check_equal(tiny, plans_, speculate=True, rows_per_tray=8)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.cli.process import COMMAND, Event, environment, live, of, parse, text
 from tests.random_checkpoints import EVEN, write_checkpoint
 from tests.service.processes import FAILING, script, small_disk
 from tests.service.test_daemon import Served, serve
-from voxpipe import StreamingAudioSource, StreamingSession, load
+from voxpipe import StreamingSession, load
 from voxpipe.errors import EX_OK, EX_SOFTWARE, EX_USAGE
 from voxpipe.output.events import JsonLines
 from voxpipe.service.eventfile import EventFile
@@ -126,10 +127,10 @@ def test_a_stream_that_cannot_be_begun_is_the_only_one_that_fails(
     transcriber, loop, output = load(small), StreamLoop(), io.BytesIO()
     create = transcriber.create_streaming_session
 
-    def fail_for_80_ms(*, transcription_delay_ms: int | None, source: StreamingAudioSource) -> StreamingSession:
+    def fail_for_80_ms(*, transcription_delay_ms: int | None, **how: Any) -> StreamingSession:
         if transcription_delay_ms == 80:
             raise RuntimeError("[metal::malloc] Unable to allocate 12345 bytes.")
-        return create(transcription_delay_ms=transcription_delay_ms, source=source)
+        return create(transcription_delay_ms=transcription_delay_ms, **how)
 
     monkeypatch.setattr(transcriber, "create_streaming_session", fail_for_80_ms)
     for name, delay_ms in (("wrong", 500), ("unlucky", 80), ("good", 240)):

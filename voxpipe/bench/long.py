@@ -115,7 +115,7 @@ def long(
     if step_ms % MS_PER_TOKEN:
         raise UsageError(f"--step-ms must be a multiple of {MS_PER_TOKEN}, not {step_ms}")
     transcriber = small_model() if model == "small" else load(model)
-    clip = noise_bursts(CLIP_S) if audio is None else read_clip(audio)
+    clip = noise_bursts(min(CLIP_S, 3600 * hours)) if audio is None else read_clip(audio)
     parts: list[Part] = []
     if not as_json:
         click.echo(
