@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from voxpipe.runtime.transcriber import Transcriber
     from voxpipe.service.settings import Settings
 
+SWITCH_S = 0.001  # the model's thread lets others in sooner than after Python's 5 ms: clients wait for those
 MAX_DESCRIPTORS = 1024  # macOS begins with 256; no descriptor above can be waited for with `select`
 
 
@@ -41,6 +43,7 @@ def serve(config: Path | None, events: Path | None) -> int:
     from voxpipe.service.settings import Settings, read_settings
 
     _allow_descriptors()
+    sys.setswitchinterval(SWITCH_S)
     try:
         daemon = Daemon(Settings if config is None else lambda: read_settings(config), EventFile(events))
         return daemon.run(_load)
