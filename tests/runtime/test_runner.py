@@ -372,6 +372,18 @@ class SlowNetwork(ScriptedNetwork):
         return super().decode(embeds, tokens, states)
 
 
+def tokens_a_call(network: SlowNetwork, monkeypatch: pytest.MonkeyPatch) -> float:
+    """By how many positions a call brought a file on, on the network's clock."""
+    monkeypatch.setattr(time, "perf_counter", lambda: network.now_s)
+    runner = scripted_runner(network)
+    session = StreamingSession(runner, BYTES)
+    session.feed(np.zeros(1_000 * TOKEN, np.float32))
+    session.close()
+    drain(session)
+    assert session.n_tokens == 1_011
+    return runner.n_positions / runner.n_calls
+
+
 @pytest.mark.parametrize(
     ("script", "least", "most"),
     [
@@ -383,15 +395,7 @@ class SlowNetwork(ScriptedNetwork):
 def test_as_many_tokens_are_guessed_as_pay(
     script: list[int], least: float, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = SlowNetwork(script)
-    monkeypatch.setattr(time, "perf_counter", lambda: network.now_s)
-    runner = scripted_runner(network)
-    session = StreamingSession(runner, BYTES)
-    session.feed(np.zeros(1_000 * TOKEN, np.float32))
-    session.close()
-    drain(session)
-    assert session.n_tokens == 1_011
-    assert least <= runner.n_positions / runner.n_calls <= most
+    assert least <= tokens_a_call(SlowNetwork(script), monkeypatch) <= most
 
 
 class CompilingNetwork(SlowNetwork):
@@ -407,11 +411,4 @@ class CompilingNetwork(SlowNetwork):
 
 
 def test_what_is_prepared_once_does_not_count_against_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = CompilingNetwork([])
-    monkeypatch.setattr(time, "perf_counter", lambda: network.now_s)
-    runner = scripted_runner(network)
-    session = StreamingSession(runner, BYTES)
-    session.feed(np.zeros(300 * TOKEN, np.float32))
-    session.close()
-    drain(session)
-    assert runner.n_positions / runner.n_calls >= 4.0
+    assert tokens_a_call(CompilingNetwork([]), monkeypatch) >= 4.0

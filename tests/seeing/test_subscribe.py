@@ -15,10 +15,11 @@ from tests.cli.process import Event, live, parse, run, text_of, wait_until
 from tests.service.test_daemon import Served, serve
 from voxpipe.cli.main import cli
 from voxpipe.errors import EX_OK, UsageError
+from voxpipe.service.bound import bind
 from voxpipe.service.broadcast import MAX_WORDS, Broadcast
 from voxpipe.service.loop import StreamLoop
 from voxpipe.service.protocol import Header, is_named
-from voxpipe.service.sockets import SocketServer, bind
+from voxpipe.service.sockets import SocketServer
 from voxpipe.service.stream import StreamOptions
 
 

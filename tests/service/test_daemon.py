@@ -29,9 +29,9 @@ from voxpipe.errors import (
     UnavailableError,
 )
 from voxpipe.service.attach import ask_status, connect
+from voxpipe.service.bound import bind
 from voxpipe.service.place import default_socket
 from voxpipe.service.protocol import MAX_HEADER_BYTES, as_chunk
-from voxpipe.service.sockets import bind
 
 Env = dict[str, str]
 

@@ -18,7 +18,7 @@ from voxpipe.errors import EX_OK
 from voxpipe.output.events import JsonLines
 from voxpipe.output.transcript import Delta
 from voxpipe.service.broadcast import Broadcast
-from voxpipe.service.loop import LiveStream
+from voxpipe.service.live import LiveStream
 from voxpipe.service.stream import Stream, StreamOptions
 from voxpipe.service.tally import Tally
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 RATE_WINDOW = 10  # readings over which a stream's rate is taken
-PATIENCE_S = 5.0  # with a daemon that does not answer
 BEHIND_MS = 400  # more than a turn or two explain: shown in another colour
 
 
@@ -61,7 +60,7 @@ def top(once: bool, interval_s: float) -> None:
                 if wait_for_key(interval_s) in ("q", "Q"):
                     return
                 try:
-                    facts, note = ask_status(path, timeout_s=PATIENCE_S), ""
+                    facts, note = ask_status(path), ""
                 except UnavailableError:
                     facts, note = {**facts, "streams": []}, "the daemon does not answer; waiting for it"
     except KeyboardInterrupt:

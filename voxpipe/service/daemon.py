@@ -19,8 +19,9 @@ import numpy as np
 
 from voxpipe.config import SAMPLE_RATE
 from voxpipe.errors import EX_OK, ConfigError, OutputError, VoxpipeError
-from voxpipe.output.events import JsonLines
+from voxpipe.output.events import VERSION, JsonLines
 from voxpipe.runtime.transcriber import Transcriber
+from voxpipe.service.bound import bind
 from voxpipe.service.eventfile import EventFile
 from voxpipe.service.loop import StreamLoop
 from voxpipe.service.metrics import LoopCollector, Metrics
@@ -29,7 +30,7 @@ from voxpipe.service.process import process_status
 from voxpipe.service.reader import Reader, stream_name
 from voxpipe.service.settings import FifoSettings, Settings
 from voxpipe.service.signals import signals
-from voxpipe.service.sockets import SocketServer, bind
+from voxpipe.service.sockets import SocketServer
 from voxpipe.service.status import print_status
 from voxpipe.watch.folder import WatchOptions
 from voxpipe.watch.reports import Reports
@@ -101,7 +102,7 @@ class Daemon:
                 if self._loop.stopping:
                     return EX_OK
                 delay_ms = self._settings.delay_ms or transcriber.config.transcription_delay_ms
-                self._ready = {"v": 1, "model": transcriber.name, "delay_ms": delay_ms}
+                self._ready = {"v": VERSION, "model": transcriber.name, "delay_ms": delay_ms}
                 self._collector.transcriber, self._collector.delay_ms = transcriber, delay_ms
                 self._open(self._settings)  # who hears that it is ready finds the pipes
                 self._loop.files = self._files

@@ -31,9 +31,9 @@ from prometheus_client.registry import Collector
 
 from voxpipe import __version__
 from voxpipe.errors import OutputError
+from voxpipe.service.bound import bind
 from voxpipe.service.loop import StreamLoop
 from voxpipe.service.process import resident_bytes, uptime_s
-from voxpipe.service.sockets import bind
 from voxpipe.service.tally import Histogram
 from voxpipe.service.web import LocalHandler, LocalServer, listen_on, parse_address
 

@@ -5,26 +5,21 @@ client that sends faster than the model runs is read no further for a while, one
 """
 
 import asyncio
-import fcntl
 import logging
-import os
 import socket
-import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
 from voxpipe.audio.decoder import AudioDecoder
 from voxpipe.audio.resample import Samples
 from voxpipe.config import SAMPLE_RATE, delay_tokens
-from voxpipe.errors import AudioError, OutputError, UsageError, VoxpipeError, defect
+from voxpipe.errors import AudioError, UsageError, VoxpipeError, defect
 from voxpipe.output.events import Event, JsonLines, StreamEvents
+from voxpipe.service.bound import BACKLOG
 from voxpipe.service.loop import StreamLoop
-from voxpipe.service.place import REMEDY as ANOTHER_PLACE
-from voxpipe.service.place import foreign_folder
 from voxpipe.service.protocol import CHUNKS, MAGIC, MAX_HEADER_BYTES, ChunkReader, Header, is_named
 from voxpipe.service.reader import odd_ends
 from voxpipe.service.stream import Stream, StreamOptions
@@ -32,7 +27,6 @@ from voxpipe.service.stream import Stream, StreamOptions
 log = logging.getLogger(__name__)
 
 REMEDY = "send raw PCM or WAV, then close your side of the connection"
-BACKLOG = 1024  # clients that may wait to be accepted
 READ_BYTES = 1 << 16
 MAX_UNREAD_BYTES = 1 << 20  # of events: hours of text
 MAX_PIECE_SAMPLES = 10 * SAMPLE_RATE  # queued at a time
@@ -333,76 +327,3 @@ def _options(header: Header, defaults: StreamOptions) -> StreamOptions:
 def _cut_off(writer: asyncio.StreamWriter, name: str) -> None:
     log.warning("%s does not read its events; it is cut off", name)
     writer.transport.abort()
-
-
-class BoundSocket(socket.socket):
-    """A listening socket that takes its path away when it is closed.
-
-    It does so while it still listens: nobody has taken the path over before, and whoever does afterwards keeps it.
-    """
-
-    def __init__(self, path: Path, mode: int) -> None:
-        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._path = path
-        self._made: os.stat_result | None = None
-        try:
-            with _umask(0o777 & ~mode):
-                self.bind(str(path))
-            self._made = path.lstat()
-            self.listen(BACKLOG)
-        except OSError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        if self._made is not None:
-            with suppress(OSError):  # somebody else has removed it
-                if os.path.samestat(self._path.lstat(), self._made):
-                    self._path.unlink()
-            self._made = None
-        super().close()
-
-
-def bind(path: Path, mode: int = 0o600) -> socket.socket:
-    """A listening socket at `path`, in place of one that nobody serves any more; it goes when the socket is closed.
-
-    Raises:
-        OutputError: it cannot be made there, or somebody serves it.
-    """
-    try:
-        with _umask(0o077):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        if (folder := foreign_folder(path)) is not None:
-            raise OutputError(f"{folder} is another user's, who could hear what comes in; {ANOTHER_PLACE}")
-        with _locked(path.parent):
-            if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
-                raise OutputError(f"{path} is in the way: it is no socket; name another path or remove it")
-            with suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(str(path))
-                raise OutputError(f"another voxpipe serves {path} already; stop it, or name another path")
-            path.unlink(missing_ok=True)
-            return BoundSocket(path, mode)
-    except OutputError:
-        raise
-    except OSError as exc:
-        raise OutputError(f"cannot make the socket {path}: {exc.strerror or exc}") from exc
-
-
-@contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Without another voxpipe that binds in the same folder, which would find a socket that does not listen yet."""
-    with ExitStack() as stack:
-        with suppress(OSError):  # a folder that may not be listed, or a network file system's, cannot be locked
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
