@@ -3,7 +3,8 @@
 
 One worker process writes shards: SHARD.npy (int16, 16 kHz, utterances back to back, each a whole number of 25 ms
 frames) and SHARD.pkl (for each utterance: frames, one phoneme label a frame, words with start, end and token ids).
-Durations are the synthesiser's own, so word times are exact.
+Durations are the synthesiser's own, so word times are exact. A share of the batches is retold with pieces of recorded speech
+(`mosaic`).
 
 What varies: the blend of voices (any two or three, foreign ones too, also beyond the line between two), timbre and
 prosody from different blends, noise on the timbre, pitch, pitch range, tempo, rhythm of single phonemes, words and phrases,
@@ -29,6 +30,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .mosaic import LAYERS, Mosaic
+from .teacher import Teacher
 from .templates import COMMAND_WORDS
 from .text import Sentence, WordPieces, build_sentence, read_rows, words_of
 
@@ -39,6 +42,7 @@ BATCH_FRAMES = 14000  # decoder frames in one batch; bounds the memory of a work
 BLUR_FRAMES = 5  # 125 ms
 MOST_BLUR = 0.6
 COMMANDS = frozenset(COMMAND_WORDS)
+LEAST_LIKENESS = 0.5  # of a mosaic's pieces to what they retell; others stay as the synthesiser spoke them
 COMMANDS_REPEATED = 8  # digits and commands are spoken so often, each time by another speaker
 N_SILENT_IDS = 17  # pads and punctuation in the synthesiser's vocabulary
 
@@ -275,7 +279,9 @@ def describe(
     return int(durations.sum()), np.repeat(labels, durations), words, source
 
 
-def work(speaker: Speaker, rows: list[list[str]], table: dict[str, int], options: argparse.Namespace) -> None:
+def work(
+    speaker: Speaker, mosaic: Mosaic | None, rows: list[list[str]], table: dict[str, int], options: argparse.Namespace
+) -> None:
     """Speak this shard's sentences in random order, again with other deliveries if time is left, until the deadline."""
     choose = random.Random(1000 * options.seed + options.shard)
     noise = torch.Generator().manual_seed(1000 * options.seed + options.shard)
@@ -310,9 +316,15 @@ def work(speaker: Speaker, rows: list[list[str]], table: dict[str, int], options
             if time.time() > options.until:
                 break
             spoken, durations = speaker.speak([item for _, item in group])
-            for (sentence, _), samples, frames in zip(group, spoken, durations, strict=True):
+            retold = np.zeros(len(group), bool)
+            if mosaic and choose.random() < options.mosaic:
+                said, likeness = mosaic.retell(spoken, mosaic.draw_cast(choose))
+                retold = likeness >= LEAST_LIKENESS
+                spoken = np.where(retold[:, None], said, spoken)
+            for (sentence, _), samples, frames, is_retold in zip(group, spoken, durations, retold, strict=True):
+                row = describe(sentence, frames, table, pieces)
                 audio.append(samples)
-                shard_rows.append(describe(sentence, frames, table, pieces))
+                shard_rows.append((*row[:-1], "mosaic") if is_retold else row)
                 n_samples += len(samples)
         if audio:
             stem = options.out / f"s{options.seed}_{options.shard}_{part}"
@@ -333,6 +345,10 @@ def main() -> None:
     parser.add_argument("--sentences", type=Path, required=True, help=".tsv.xz of source, text, phonemes")
     parser.add_argument("--pieces", type=Path, required=True, help="BPE merges")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--mosaic", type=float, default=0.0, help="share of the batches retold with recorded speech")
+    parser.add_argument("--recorded", type=Path, help="folder of index.tsv, Opus files, words.json, for --mosaic")
+    parser.add_argument("--lists", nargs="*", default=[], help="lists in --recorded to take pieces from")
+    parser.add_argument("--teacher", type=Path, help="Whisper's encoder (.safetensors), which finds the pieces")
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--n-shards", type=int, default=1)
     parser.add_argument("--until", type=float, required=True, help="Unix time at which to stop")
@@ -348,6 +364,11 @@ def main() -> None:
     if options.device.startswith("cuda"):
         torch.cuda.set_device(options.device)
     speaker = Speaker(options.kokoro, options.device, not options.full_precision)
+    mosaic = None
+    if options.mosaic:
+        mosaic = Mosaic(
+            Teacher.load(options.teacher, torch.device(options.device), LAYERS), options.recorded, options.lists
+        )
     rows = read_rows(options.sentences)
     table = label_table(json.loads((options.kokoro / "vocab.json").read_text())["vocab"])
     print(
@@ -355,7 +376,7 @@ def main() -> None:
         f"{len(speaker.foreign)} foreign",
         flush=True,
     )
-    work(speaker, rows, table, options)
+    work(speaker, mosaic, rows, table, options)
 
 
 if __name__ == "__main__":

@@ -49,20 +49,24 @@ def read_ctranslate2(path: Path) -> dict[str, Tensor]:
 
 
 class Teacher:
-    """Whisper's encoder: (B, WINDOW_SAMPLES) at 16 kHz to (B, 1500, dim), in half precision on an accelerator."""
+    """Whisper's encoder: (B, WINDOW_SAMPLES) at 16 kHz to (B, 1500, dim), in half precision on an accelerator.
 
-    def __init__(self, weights: dict[str, Tensor], device: torch.device) -> None:
+    Args:
+        n_layers: how many to run, from below; all by default.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], device: torch.device, n_layers: int | None = None) -> None:
         self.device = device
         self.type = torch.float16 if device.type == "cuda" else torch.float32
         self.w = {name: weight.to(device, self.type) for name, weight in weights.items()}
-        self.n_layers = sum(name.endswith("ffn/layer_norm/gamma") for name in weights)
+        self.n_layers = n_layers or sum(name.endswith("ffn/layer_norm/gamma") for name in weights)
         self.dim = self.w["layer_norm/gamma"].numel()
         self.filters = mel_filters(N_MELS).to(device)
         self.window = torch.hann_window(400, device=device)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> "Teacher":
-        return cls(load_file(path), device)
+    def load(cls, path: Path, device: torch.device, n_layers: int | None = None) -> "Teacher":
+        return cls(load_file(path), device, n_layers)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (self.dim,), self.w[f"{name}/gamma"], self.w[f"{name}/beta"])
