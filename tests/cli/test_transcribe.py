@@ -89,6 +89,12 @@ def test_an_m4a_without_ffmpeg(tmp_path: Path) -> None:
     assert result.stdout == b""
 
 
+def test_nothing_is_compiled_or_left_behind(tmp_path: Path) -> None:
+    """MLX has traced functions compiled by the machine's C++ compiler, and loads them from a folder that anybody may make."""
+    assert run("transcribe", BEACH, env=environment(TMPDIR=str(tmp_path))).status == EX_OK
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_line_per_pause(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     path = tmp_path / "two.wav"
     sentence = samples(FUTURE)

@@ -101,11 +101,12 @@ def attend(kernels: Kernels, pieces: Sequence[tuple[Ring, Floats]], *, layers: S
     order = np.concatenate([halves_first(HEADS + KV_HEADS, HEAD_DIM), np.arange((HEADS + KV_HEADS) * HEAD_DIM, WIDTH)])
     together = mx.array(np.concatenate([qkv for _, qkv in pieces])[:, order])
 
-    def body(x: mx.array, scales: mx.array | None, step: Step) -> mx.array:
-        return [step.attend(x, layer) for layer in layers][-1]
+    def body(x: mx.array, scales: mx.array | None, step: Step) -> Iterator[mx.array]:
+        for layer in layers:
+            yield step.attend(x, layer)
 
     rings = [(ring, len(qkv)) for ring, qkv in pieces]
-    out = positions(pieces[0][0].tray.config, kernels, rings, {}).run(body, together)
+    *_, out = positions(pieces[0][0].tray.config, kernels, rings, {}).run(body, together)
     return np.split(np.array(out), np.cumsum([len(qkv) for _, qkv in pieces])[:-1])
 
 
@@ -172,9 +173,9 @@ def test_first_position_is_obeyed() -> None:
         np.testing.assert_allclose(keys, expected, atol=1e-6)
 
 
-def each_layer_its_part(x: mx.array, scales: mx.array | None, step: Step) -> mx.array:
+def each_layer_its_part(x: mx.array, scales: mx.array | None, step: Step) -> Iterator[mx.array]:
     """Two layers side by side: (N, 2 width) -> (N, 2 HEADS * HEAD_DIM)."""
-    return mx.concatenate([step.attend(part, layer) for layer, part in enumerate(mx.split(x, 2, axis=1))], axis=1)
+    yield mx.concatenate([step.attend(part, layer) for layer, part in enumerate(mx.split(x, 2, axis=1))], axis=1)
 
 
 @all_kernels
@@ -185,7 +186,7 @@ def test_layers_are_kept_apart(kernels: Kernels) -> None:
     order = np.concatenate([halves_first(HEADS + KV_HEADS, HEAD_DIM), np.arange((HEADS + KV_HEADS) * HEAD_DIM, WIDTH)])
     for start in range(0, 20, 5):
         both = mx.array(np.concatenate([stream.qkv[start : start + 5, order] for stream in streams], axis=1))
-        got = np.array(positions(config(window, 2), kernels, [(ring, 5)], {}).run(each_layer_its_part, both))
+        (got,) = positions(config(window, 2), kernels, [(ring, 5)], {}).run(each_layer_its_part, both)
         expected = np.concatenate([stream.expected[start : start + 5] for stream in streams], axis=1)
         np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 

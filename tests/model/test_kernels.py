@@ -18,9 +18,10 @@ def attention(
     kernels: Kernels, sizes: AttentionConfig, q: Floats, k: Floats, v: Floats, visible: NDArray[np.bool_]
 ) -> Floats:
     """(R, L, H, D), (R, H_kv, capacity, D) twice, (R, L, capacity) -> (R, L, H D)."""
-    scaled = mx.array(q) * kernels.query_scale(sizes)
+    scaled = mx.array(q).swapaxes(1, 2) * kernels.query_scale(sizes)
     keys = mx.array(k.swapaxes(2, 3) if kernels.transposed_keys else k)
-    return np.array(kernels.attend(scaled, keys, mx.array(v), kernels.mask(visible, sizes, mx.float32)))
+    seen = kernels.attend(scaled, keys, mx.array(v), kernels.mask(visible, sizes, mx.float32))
+    return np.array(seen.swapaxes(1, 2).reshape(*q.shape[:2], -1))
 
 
 def attention64(q: Floats, k: Floats, v: Floats, visible: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -12,15 +12,13 @@ from voxpipe.model.linear import BlockedEmbedding, BlockedLinear, use_blocks
 
 
 @pytest.mark.parametrize("split_bytes", [0, linear.SPLIT_BYTES])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 1), (2, 17)])
+@pytest.mark.parametrize("n_rows", [1, 3, 4, 34, 400])
 @pytest.mark.parametrize("n_outputs", [64, 192])
-def test_equals_plain(
-    n_outputs: int, shape: tuple[int, int], split_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equals_plain(n_outputs: int, n_rows: int, split_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "SPLIT_BYTES", split_bytes)
     mx.random.seed(n_outputs)
     plain = nn.Linear(48, n_outputs)
-    x = mx.random.normal((*shape, 48))
+    x = mx.random.normal((n_rows, 48))
     expected = np.array(plain(x))
     blocked = BlockedLinear(plain, mx.new_stream(mx.cpu))
     np.testing.assert_allclose(np.array(blocked(x)), expected, atol=1e-5)
@@ -29,7 +27,7 @@ def test_equals_plain(
 def test_embedding_equals_plain_both_ways() -> None:
     plain = nn.Embedding(192, 48)
     ids = mx.array([[0, 63, 64], [191, 5, 100]])
-    x = mx.random.normal((2, 1, 48))
+    x = mx.random.normal((2, 48))
     expected = np.array(plain(ids)), np.array(plain.as_linear(x))
     blocked = BlockedEmbedding(plain, mx.new_stream(mx.cpu))
     np.testing.assert_array_equal(np.array(blocked(ids)), expected[0])

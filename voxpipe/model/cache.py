@@ -173,12 +173,12 @@ class Tray:
         firsts = starts % self.capacity
         if (firsts == firsts[0]).all():  # the streams stand alike: a slice, or two where the ring begins anew
             first = int(firsts[0])
-            n_before_end = min(n_new, self.capacity - first)
             before = (slice(None),) * (axis - 1)
-            ring[(rows, *before, slice(first, first + n_before_end))] = new[(slice(None), *before, slice(n_before_end))]
-            if n_before_end < n_new:
-                rest = slice(n_before_end, None)
-                ring[(rows, *before, slice(n_new - n_before_end))] = new[(slice(None), *before, rest)]
+            n_over = max(0, first + n_new - self.capacity)
+            if n_over:
+                ring[(rows, *before, slice(n_over))] = new[(slice(None), *before, slice(n_new - n_over, None))]
+                new = new[(slice(None), *before, slice(n_new - n_over))]
+            ring[(rows, *before, slice(first, first + n_new - n_over))] = new
             return ring
         slots = (firsts[:, None] + np.arange(n_new)) % self.capacity
         shape = [len(slots), 1, 1, 1]
@@ -221,12 +221,16 @@ class Ring:
         """Bytes of keys and values held for this stream."""
         return self.tray.nbytes // self.tray.n_rows
 
+    def reserve(self, n_new: int) -> None:
+        """Have the tray make room for `n_new` positions that will be put."""
+        self.tray.reserve(self.length + n_new)
+
     def extend(self, n_new: int) -> None:
-        """Make room for `n_new` positions, to be put in every layer."""
+        """Go on by `n_new` positions, to be put in every layer."""
         if not 1 <= n_new <= self.tray.max_chunk:
             raise ValueError(f"a chunk has 1 to {self.tray.max_chunk} positions, not {n_new}")
+        self.reserve(n_new)
         self.tray.lengths[self.row] += n_new
-        self.tray.reserve(self.length)
 
     def rollback(self, n: int) -> None:
         """Take the last `n` positions back; they must be of the last chunk."""

@@ -5,7 +5,7 @@ The delay reaches every layer as a factor on the input of its feed-forward block
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,7 +15,7 @@ from voxpipe.config import DecoderConfig
 from voxpipe.model.cache import Ring, Tray
 from voxpipe.model.dense import Calls, positions
 from voxpipe.model.kernels import GpuKernels, Kernels
-from voxpipe.model.layers import Attention, SwiGLU
+from voxpipe.model.layers import Attention, SwiGLU, gelu
 from voxpipe.model.pack import Step
 
 
@@ -36,7 +36,7 @@ class DelayModulation(nn.Module):
 
     def __call__(self, t_cond: mx.array) -> mx.array:
         """(dim,) float32 -> (dim,) float32, whatever the weights' type: it is computed once per stream."""
-        hidden = nn.gelu(t_cond @ self.down.weight.astype(mx.float32).T)
+        hidden = gelu(t_cond @ self.down.weight.astype(mx.float32).T)
         return 1.0 + hidden @ self.up.weight.astype(mx.float32).T
 
 
@@ -85,7 +85,9 @@ class Decoder(nn.Module):
         scales = mx.stack([layer.ada(t_cond) for layer in self.layers])
         return scales.astype(self.norm.weight.dtype)
 
-    def __call__(self, x: mx.array, scales: mx.array, pieces: Sequence[tuple[Ring, int]], kernels: Kernels) -> mx.array:
+    def __call__(
+        self, x: mx.array, scales: mx.array, pieces: Sequence[tuple[Ring, int]], kernels: Kernels
+    ) -> Iterator[mx.array]:
         """Process the next positions of several streams.
 
         Args:
@@ -93,16 +95,17 @@ class Decoder(nn.Module):
             scales: (n_layers, 1 or N, dim): `delay_scales` of all, or of each position.
             pieces: each stream's ring, which is advanced, and how many of the N positions it brings.
 
-        Returns:
-            (N, dim) normalised hidden states, for `logits`.
+        Yields:
+            What each layer makes of them; at last (N, dim) normalised hidden states, for `logits`.
         """
         return positions(self._config, kernels, pieces, self._calls).run(self._through, x, scales)
 
-    def _through(self, x: mx.array, scales: mx.array | None, step: Step) -> mx.array:
+    def _through(self, x: mx.array, scales: mx.array | None, step: Step) -> Iterator[mx.array]:
         assert scales is not None
         for index, layer in enumerate(self.layers):
             x = layer(x, scales[index], step, index)
-        return self.norm(x)
+            yield x
+        yield self.norm(x)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """(N, dim) -> (N, vocab_size) through the tied embedding."""

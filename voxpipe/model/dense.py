@@ -8,7 +8,7 @@ one; what limits it is the host that hands it one operation after another. So th
 Source: MLX's documentation of `compile`; measurements in bench/NOTES.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -68,8 +68,8 @@ class TracedStep:
                 rings[layer] = mx.put_along_axis(rings[layer], index, update, axis=2)
         seen = []
         for q, (keys, values), mask in zip(queries, self.rings, self._masks, strict=True):
-            out = self.kernels.attend(q, keys[layer], values[layer], mask)
-            seen.append(out.reshape(-1, out.shape[-1]))
+            out = self.kernels.attend(q.swapaxes(1, 2), keys[layer], values[layer], mask)
+            seen.append(out.swapaxes(1, 2).reshape(-1, config.n_heads * config.head_dim))
         return seen[0] if len(seen) == 1 else mx.concatenate(seen)
 
 
@@ -104,8 +104,8 @@ class DensePack:
             tray.grow()
         self._arrays = self._facts(lengths)
 
-    def run(self, body: Body, x: mx.array, scales: mx.array | None = None) -> mx.array:
-        """Send the (N, dim) new positions through the layers.
+    def run(self, body: Body, x: mx.array, scales: mx.array | None = None) -> Iterator[mx.array]:
+        """Send the (N, dim) new positions through the layers; yields the result alone.
 
         Args:
             scales: (n_layers, 1 or N, dim) factors for `body`.
@@ -121,7 +121,7 @@ class DensePack:
         out, rings = self._call(body)(x, scales, self._arrays, rings)
         for tray, (keys, values) in zip(self._trays, rings, strict=True):
             tray.keys, tray.values = list(keys), list(values)
-        return out if is_full else out[mx.array(self._places)]
+        yield out if is_full else out[mx.array(self._places)]
 
     def _call(self, body: Body) -> Callable[..., tuple[mx.array, Rings]]:
         if self._plan not in self._calls:
@@ -131,7 +131,8 @@ class DensePack:
                 x: mx.array, scales: mx.array | None, arrays: dict[str, Any], rings: Rings
             ) -> tuple[mx.array, Rings]:
                 step = TracedStep(config, kernels, plan, arrays, rings)
-                return body(x, scales, step), step.rings
+                *_, out = body(x, scales, step)
+                return out, step.rings
 
             self._calls[plan] = mx.compile(call) if kernels.compiles else call
         return self._calls[self._plan]

@@ -4,7 +4,7 @@ Causal convolutions (100 -> 50 Hz), a windowed transformer, and the adapter that
 of the decoder's width (12.5 Hz). What a later chunk needs of an earlier one is in `EncoderState`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -16,7 +16,7 @@ from voxpipe.config import EncoderConfig
 from voxpipe.model.cache import Ring, Tray
 from voxpipe.model.dense import Calls, positions
 from voxpipe.model.kernels import GpuKernels, Kernels
-from voxpipe.model.layers import Attention, SwiGLU
+from voxpipe.model.layers import Attention, SwiGLU, gelu
 from voxpipe.model.pack import Step
 
 FRAMES_PER_TOKEN = 4  # encoder frames (20 ms) per audio embedding
@@ -67,7 +67,7 @@ class Adapter(nn.Module):
     def __call__(self, frames: mx.array) -> mx.array:
         """(4 T, dim) -> (T, output_dim)."""
         stacked = frames.reshape(frames.shape[0] // FRAMES_PER_TOKEN, -1)
-        return self.linear_2(nn.gelu(self.linear_1(stacked)))
+        return self.linear_2(gelu(self.linear_1(stacked)))
 
 
 class Encoder(nn.Module):
@@ -102,23 +102,26 @@ class Encoder(nn.Module):
         ring = tray.take_row(first_token * FRAMES_PER_TOKEN)
         return EncoderState(ring, np.zeros((KERNEL, self._config.n_mels), np.float32))
 
-    def __call__(self, pieces: Sequence[tuple[EncoderState, Floats]], kernels: Kernels) -> mx.array:
+    def __call__(self, pieces: Sequence[tuple[EncoderState, Floats]], kernels: Kernels) -> Iterator[mx.array]:
         """Encode the next mel frames of several streams.
 
         Args:
             pieces: each stream's state, which is advanced, and its (8 T, n_mels) frames.
 
-        Returns:
-            (sum of all T, output_dim) audio embeddings, in the order of the pieces.
+        Yields:
+            What each layer makes of them; at last (sum of all T, output_dim) audio embeddings, in the order of the pieces.
         """
-        x = self._convolve(pieces)
+        convolved = self._convolve(pieces)
         rings = [(state.ring, len(mel) // 2) for state, mel in pieces]
-        return self.adapter(positions(self._config, kernels, rings, self._calls).run(self._through, x))
+        for frames in positions(self._config, kernels, rings, self._calls).run(self._through, convolved):
+            yield frames
+        yield self.adapter(frames)
 
-    def _through(self, x: mx.array, scales: mx.array | None, step: Step) -> mx.array:
+    def _through(self, x: mx.array, scales: mx.array | None, step: Step) -> Iterator[mx.array]:
         for index, layer in enumerate(self.layers):
             x = layer(x, step, index)
-        return self.norm(x)
+            yield x
+        yield self.norm(x)
 
     def _convolve(self, pieces: Sequence[tuple[EncoderState, Floats]]) -> mx.array:
         """Both convolutions as products with windows of three frames: (sum of 8 T) mel frames -> (sum of 4 T, dim)."""
@@ -133,12 +136,12 @@ class Encoder(nn.Module):
             n_rows += len(mel) + 1
             state.mel_tail, state.begun = frames[-KERNEL:], True
         dtype = self.norm.weight.dtype
-        x = nn.gelu(_product(self.conv1, mx.array(np.concatenate(windows)).astype(dtype)))
+        x = gelu(_product(self.conv1, mx.array(np.concatenate(windows)).astype(dtype)))
         if first_rows:
             shown = np.ones((n_rows, 1), np.float32)
             shown[first_rows] = 0.0
             x = x * mx.array(shown).astype(dtype)
-        return nn.gelu(_product(self.conv2, x[mx.array(np.concatenate(second_windows))]))
+        return gelu(_product(self.conv2, x[mx.array(np.concatenate(second_windows))]))
 
 
 def _product(conv: nn.Conv1d, windows: mx.array) -> mx.array:

@@ -4,6 +4,7 @@ A checkpoint has a matrix for queries, keys and values each, and two for gate an
 reads one large matrix faster than several small ones. Layers hold the checkpoint's form until then and run only after it.
 """
 
+import math
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -59,6 +60,11 @@ class SwiGLU(nn.Module):
 
     def __call__(self, x: mx.array, step: Step) -> mx.array:
         return self.down_proj(step.kernels.gated(self.gate_up(x)))
+
+
+def gelu(x: mx.array) -> mx.array:
+    """The exact one, not traced: for `nn.gelu`, MLX calls a C++ compiler on a CPU and loads what that has left in /tmp."""
+    return x * (0.5 + 0.5 * mx.erf(x * math.sqrt(0.5)))
 
 
 class Joined(nn.Module):

@@ -58,22 +58,24 @@ class Blocked(nn.Module):
         self._second = second if self.weight.nbytes >= SPLIT_BYTES else None
 
     def multiply(self, x: mx.array) -> mx.array:
-        """(..., n_inputs) -> (..., n_outputs)."""
-        n_rows = x.size // x.shape[-1]
-        n_together = _rows_together(n_rows, x.shape[-1])
-        rows = x.reshape(n_rows, -1)
-        if n_rows % n_together:
-            rows = mx.concatenate([rows, mx.zeros((n_together - n_rows % n_together, x.shape[-1]), x.dtype)])
-        parts = rows.reshape(1, -1, n_together, x.shape[-1])
-        weight = self.weight[:, None]
-        if self._second is None:
-            blocks = parts @ weight  # (n_outputs / 64, n_parts, n_together, 64)
+        """(N, n_inputs) -> (N, n_outputs)."""
+        n_rows, n_inputs = x.shape
+        n_together = _rows_together(n_rows, n_inputs)
+        if n_together == n_rows:
+            blocks = self._product(x[None], self.weight)  # (n_outputs / 64, N, 64)
         else:
-            half = weight.shape[0] // 2
-            behind = mx.matmul(parts, weight[half:], stream=self._second)
-            blocks = mx.concatenate([parts @ weight[:half], behind])
-        together = blocks.reshape(blocks.shape[0], -1, BLOCK)[:, :n_rows]
-        return together.swapaxes(0, 1).reshape(*x.shape[:-1], -1)
+            if n_rows % n_together:
+                x = mx.concatenate([x, mx.zeros((n_together - n_rows % n_together, n_inputs), x.dtype)])
+            blocks = self._product(x.reshape(1, -1, n_together, n_inputs), self.weight[:, None])
+            blocks = blocks.reshape(blocks.shape[0], -1, BLOCK)[:, :n_rows]
+        return blocks.swapaxes(0, 1).reshape(n_rows, -1)
+
+    def _product(self, rows: mx.array, weight: mx.array) -> mx.array:
+        if self._second is None:
+            return rows @ weight
+        half = weight.shape[0] // 2
+        behind = mx.matmul(rows, weight[half:], stream=self._second)
+        return mx.concatenate([rows @ weight[:half], behind])
 
 
 def _rows_together(n_rows: int, n_inputs: int) -> int:

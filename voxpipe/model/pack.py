@@ -34,32 +34,51 @@ class Step(Protocol):
 
 
 class Body(Protocol):
-    """The layers of a transformer: (N, dim) -> (N, dim).
+    """The layers of a transformer on (N, dim), one by one: yields what each makes of it, the result last.
 
     Args:
         scales: (n_layers, 1 or N, dim) factors, if the layers take any.
     """
 
-    def __call__(self, x: mx.array, scales: mx.array | None, step: Step) -> mx.array: ...
+    def __call__(self, x: mx.array, scales: mx.array | None, step: Step) -> Iterator[mx.array]: ...
 
 
 class Positions(Protocol):
     """The new positions of one call, in whatever layout."""
 
-    def run(self, body: Body, x: mx.array, scales: mx.array | None = None) -> mx.array:
-        """Send the (N, dim) new positions through the layers, in the order of their pieces."""
+    def run(self, body: Body, x: mx.array, scales: mx.array | None = None) -> Iterator[mx.array]:
+        """Send the (N, dim) new positions through the layers, in the order of their pieces; yields the result last."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one tray that are attended together."""
+    """Rows of one tray that are attended together.
+
+    Attributes:
+        starts: (R,) position of each row's first new key.
+        index: (R, L) row of the matrix that stands there.
+        valid: (R, L) whether it is new, and not there to fill up.
+        places: `index` as what an array is indexed with.
+    """
 
     tray: Tray
     rows: slice
-    starts: Indices  # (R,) position of each row's first new key
-    index: Indices  # (R, L) row of the matrix that stands there
-    valid: NDArray[np.bool_]  # (R, L) whether it is new, and not there to fill up
+    starts: Indices
+    index: Indices
+    valid: NDArray[np.bool_]
+    places: slice | mx.array
     mask: mx.array
+
+    def of(self, x: mx.array) -> mx.array:
+        """(H, N, head_dim) -> (R, H, L, head_dim)."""
+        taken = x[:, self.places]
+        if len(self.index) == 1:
+            return taken.reshape(1, len(x), -1, x.shape[-1])
+        return taken.reshape(len(x), *self.index.shape, -1).swapaxes(0, 1)
+
+    def back(self, x: mx.array) -> mx.array:
+        """(R, H, L, head_dim) -> (H, R L, head_dim)."""
+        return (x if len(x) == 1 else x.swapaxes(0, 1)).reshape(x.shape[1], -1, x.shape[-1])
 
 
 class Pack:
@@ -79,14 +98,14 @@ class Pack:
         self._order = None if in_order else mx.array(np.argsort(places)[len(places) - len(positions) :])
         own, other = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta)
         query_scale = kernels.query_scale(config)
-        heads = [(len(positions), n, config.head_dim) for n in (config.n_heads, config.n_kv_heads)]
+        heads = [(len(positions), n, *own.shape[2:]) for n in (config.n_heads, config.n_kv_heads)]
         self._own, self._other = (
             mx.concatenate([mx.broadcast_to(x * query_scale, heads[0]), mx.broadcast_to(x, heads[1])], axis=1)
             for x in (own, other)
         )
 
-    def run(self, body: Body, x: mx.array, scales: mx.array | None = None) -> mx.array:
-        """Send the (N, dim) new positions through the layers.
+    def run(self, body: Body, x: mx.array, scales: mx.array | None = None) -> Iterator[mx.array]:
+        """Send the (N, dim) new positions through the layers; yields what each makes of them.
 
         Args:
             scales: (n_layers, 1 or N, dim) factors for `body`.
@@ -98,18 +117,16 @@ class Pack:
         config = self._config
         n_rotated = config.n_heads + config.n_kv_heads
         qkv = qkv.reshape(qkv.shape[0], -1, config.head_dim)
-        rotated, v = rotate(qkv[:, :n_rotated], self._own, self._other), qkv[:, n_rotated:]
-        queries = []
+        rotated = rotate(qkv[:, :n_rotated], self._own, self._other).swapaxes(0, 1)
+        q, k, v = rotated[: config.n_heads], rotated[config.n_heads :], qkv[:, n_rotated:].swapaxes(0, 1)
         for group in self._groups:
-            q_and_k = _rows(rotated, group.index)
-            queries.append(q_and_k[:, :, : config.n_heads])
-            keys, values = q_and_k[:, :, config.n_heads :].swapaxes(1, 2), _rows(v, group.index).swapaxes(1, 2)
-            group.tray.put(layer, group.rows, group.starts, keys, values)
-        seen = []
-        for group, q in zip(self._groups, queries, strict=True):
-            out = self.kernels.attend(q, *group.tray.rings(layer, group.rows), group.mask)
-            seen.append(out.reshape(-1, out.shape[-1]))
-        together = seen[0] if len(seen) == 1 else mx.concatenate(seen)
+            group.tray.put(layer, group.rows, group.starts, group.of(k), group.of(v))
+        seen = [
+            group.back(self.kernels.attend(group.of(q), *group.tray.rings(layer, group.rows), group.mask))
+            for group in self._groups
+        ]
+        together = seen[0] if len(seen) == 1 else mx.concatenate(seen, axis=1)
+        together = together.swapaxes(0, 1).reshape(together.shape[1], -1)
         return together if self._order is None else together[self._order]
 
 
@@ -151,12 +168,8 @@ def _group(
         ring.extend(n_new)
     lengths = starts + longest
     tray.reserve(int(lengths.max()))
-    return Group(tray, rows, starts, index, valid, kernels.mask(tray.visible(lengths, longest), config, tray.dtype))
-
-
-def _rows(x: mx.array, index: Indices) -> mx.array:
-    """(N, H, D) -> (R, L, H, D): a view where the rows lie together already."""
-    first, n = int(index[0, 0]), index.size
-    if (index.reshape(-1) == first + np.arange(n)).all():
-        return x[first : first + n].reshape(*index.shape, *x.shape[1:])
-    return x[mx.array(index)]
+    flat = index.reshape(-1)
+    together = slice(int(flat[0]), int(flat[0]) + len(flat))
+    places = together if (flat == np.arange(together.start, together.stop)).all() else mx.array(flat)
+    mask = kernels.mask(tray.visible(lengths, longest), config, tray.dtype)
+    return Group(tray, rows, starts, index, valid, places, mask)

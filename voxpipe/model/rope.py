@@ -26,11 +26,10 @@ def halves_first(n_heads: int, head_dim: int) -> NDArray[np.int64]:
 
 
 def rotation(positions: NDArray[np.int64], *, head_dim: int, theta: float) -> tuple[mx.array, mx.array]:
-    """Factors of `rotate` for (N,) absolute positions: each (N, 1, head_dim) float32."""
+    """Factors of `rotate` for (N,) absolute positions: each (N, 1, 2, head_dim / 2) float32."""
     angles = positions[:, None].astype(np.float64) * _frequencies(head_dim, theta)
     cos, sin = np.cos(angles), np.sin(angles)
-    own = np.concatenate([cos, cos], axis=1).astype(np.float32)
-    other = np.concatenate([-sin, sin], axis=1).astype(np.float32)
+    own, other = (np.stack(halves, axis=1).astype(np.float32) for halves in ((cos, cos), (-sin, sin)))
     return mx.array(own[:, None]), mx.array(other[:, None])
 
 
@@ -38,8 +37,7 @@ def rotate(x: mx.array, own: mx.array, other: mx.array) -> mx.array:
     """Turn the pairs of x, (N, H, head_dim); computed in float32, returned in x's type.
 
     Args:
-        own, other: (N, 1 or H, head_dim) factors of each channel and of its partner.
+        own, other: (N, 1 or H, 2, head_dim / 2) factors of each channel and of its partner.
     """
-    half = x.shape[-1] // 2
-    partner = mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
-    return (x * own + partner * other).astype(x.dtype)
+    halves = x.reshape(*x.shape[:-1], 2, -1)
+    return (halves * own + halves[..., ::-1, :] * other).astype(x.dtype).reshape(x.shape)

@@ -7,7 +7,7 @@ Source: the specification of Voxtral-Mini-4B-Realtime-2602.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -29,7 +29,7 @@ from voxpipe.model.mel import silent_frames
 ENCODER_GROUP_TOKENS = 16  # most audio embeddings of one stream made by one encoder call: 1.28 s
 DECODER_CHUNK_TOKENS = 32  # most positions of one stream in one decoder call
 MAX_LANES = 4
-FEW_TOKENS = 4  # of a call, which one lane works off as fast as several, for less processor time
+FEW_TOKENS = 5  # of a call, which one lane works off as fast as several, for less processor time
 MAX_ROWS_CPU = 16  # streams in a call: beyond it a batch gains nothing on a CPU, and everybody waits longer
 MAX_ROWS_GPU = 128
 SPARE_ROWS_CPU = 8  # a GPU's trays are made when streams come: their windows are large, and its memory is dear
@@ -86,7 +86,8 @@ class VoxtralRealtime(nn.Module):
         self.decoder = Decoder(config.decoder)
         on_cpu = mx.default_device() == mx.cpu
         self._kernels = Kernels() if on_cpu else GpuKernels(folded=mx.cuda.is_available())
-        self._lanes = _lanes()
+        self._n_cores = _n_cores() if on_cpu else 0
+        self._lanes = _lanes(self._n_cores)
         self._scales: dict[int, mx.array] = {}
         self._beginnings: dict[int, StreamState] = {}
         self._trays: list[Trays] = []
@@ -230,7 +231,7 @@ class VoxtralRealtime(nn.Module):
         return self._scales[n_delay_tokens]
 
     def encode(self, pieces: Sequence[tuple[StreamState, Floats]]) -> list[mx.array]:
-        """Encode the next mel frames of several streams; nothing is evaluated.
+        """Encode the next mel frames of several streams; that may be under way when this returns.
 
         Args:
             pieces: each stream's state, which is advanced, and (8 T, n_mels) frames, T at most ENCODER_GROUP_TOKENS.
@@ -248,22 +249,26 @@ class VoxtralRealtime(nn.Module):
             if len(pieces) == 1
             else _by_lane([state.encoder.ring for state, _ in pieces], sizes, self._n_lanes(sum(sizes)))
         )
-        for lane, share in zip(self._lanes, shares, strict=False):
-            with mx.stream(lane):
-                embeds = self.encoder(
-                    [(pieces[i][0].encoder, _tokens_of(pieces[i][1], first, stop)) for i, first, stop in share],
-                    self._kernels,
-                )
-                begin = 0
-                for i, first, stop in share:
-                    parts[i].append(embeds[begin : begin + stop - first])
-                    begin += stop - first
+        for state, mel in pieces:  # a ring that grew for one share would not fit the mask of another
+            state.encoder.ring.reserve(len(mel) // 2)
+        runs = [
+            self.encoder(
+                [(pieces[i][0].encoder, _tokens_of(pieces[i][1], first, stop)) for i, first, stop in share],
+                self._kernels,
+            )
+            for share in shares
+        ]
+        for embeds, share in zip(self._side_by_side(runs), shares, strict=True):
+            begin = 0
+            for i, first, stop in share:
+                parts[i].append(embeds[begin : begin + stop - first])
+                begin += stop - first
         return [part[0] if len(part) == 1 else mx.concatenate(part) for part in parts]
 
     def decode(
         self, embeds: Sequence[mx.array], tokens: Sequence[Sequence[int]], states: Sequence[StreamState]
     ) -> mx.array:
-        """Process the next positions of several streams; nothing is evaluated.
+        """Process the next positions of several streams; that may be under way when this returns.
 
         Args:
             embeds: each stream's next (L, dim) audio embeddings, L at most DECODER_CHUNK_TOKENS.
@@ -275,28 +280,42 @@ class VoxtralRealtime(nn.Module):
         """
         n_lanes = 1 if self._is_wide() else self._n_lanes(sum(map(len, tokens)))
         shares = _by_lane([state.decoder for state in states], [len(ids) for ids in tokens], n_lanes)
-        parts, order = [], []
+        runs, order = [], []
         firsts = np.cumsum([0] + [len(ids) for ids in tokens])
-        for lane, share in zip(self._lanes, shares, strict=False):
+        for share in shares:
             pieces = [i for i, _, _ in share]
-            with mx.stream(lane):
-                parts.append(
-                    self._decode([embeds[i] for i in pieces], [tokens[i] for i in pieces], [states[i] for i in pieces])
-                )
+            runs.append(
+                self._decode([embeds[i] for i in pieces], [tokens[i] for i in pieces], [states[i] for i in pieces])
+            )
             order += [row for i in pieces for row in range(firsts[i], firsts[i + 1])]
+        parts = self._side_by_side(runs)
         logits = parts[0] if len(parts) == 1 else mx.concatenate(parts)
         return logits if order == sorted(order) else logits[mx.array(np.argsort(order))]
 
+    def _side_by_side(self, runs: Sequence[Iterator[mx.array]]) -> list[mx.array]:
+        """Lay out calls layer by layer, each on a lane, and return what each yields last.
+
+        Laying out takes a CPU as long as computing: a core that no lane needs lays out a layer while the one before is
+        computed.
+        """
+        is_ahead = len(runs) < self._n_cores
+        results: tuple[mx.array, ...] = ()
+        for results in zip(*map(_on_lane, self._lanes, runs), strict=True):
+            if is_ahead:
+                mx.async_eval(*results)  # type: ignore[no-untyped-call]
+        return list(results)
+
     def _decode(
         self, embeds: Sequence[mx.array], tokens: Sequence[Sequence[int]], states: Sequence[StreamState]
-    ) -> mx.array:
+    ) -> Iterator[mx.array]:
         audio = embeds[0] if len(embeds) == 1 else mx.concatenate(list(embeds))
         ids = mx.array(np.concatenate(tokens).astype(np.int32))
         n_positions = [len(part) for part in tokens]
         scales = self._scale_rows([state.n_delay_tokens for state in states], n_positions)
         pieces = [(state.decoder, n) for state, n in zip(states, n_positions, strict=True)]
-        hidden = self.decoder(audio + self.decoder.embed_tokens(ids), scales, pieces, self._kernels)
-        return self.decoder.logits(hidden)
+        for hidden in self.decoder(audio + self.decoder.embed_tokens(ids), scales, pieces, self._kernels):
+            yield hidden
+        yield self.decoder.logits(hidden)
 
     def _scale_rows(self, delays: Sequence[int], n_positions: Sequence[int]) -> mx.array:
         """(n_layers, 1, dim) where all streams have one delay, else (n_layers, N, dim)."""
@@ -314,11 +333,25 @@ class VoxtralRealtime(nn.Module):
         return bool(self.decoder.layers[0].mlp.down_proj.weight.nbytes >= WIDE_BYTES)
 
 
-def _lanes() -> list[mx.Stream]:
-    if mx.default_device() != mx.cpu:
-        return [mx.default_stream(mx.default_device())]
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [mx.default_stream(mx.cpu)] + [mx.new_stream(mx.cpu) for _ in range(1, min(n_cores, MAX_LANES))]
+def _n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _lanes(n_cores: int) -> list[mx.Stream]:
+    """MLX streams: the default one, and on a CPU one for each further core."""
+    device = mx.default_device()
+    return [mx.default_stream(device)] + [mx.new_stream(device) for _ in range(1, min(n_cores, MAX_LANES))]
+
+
+def _on_lane(lane: mx.Stream, run: Iterator[mx.array]) -> Iterator[mx.array]:
+    """What a call yields, laid out on a lane."""
+    while True:
+        with mx.stream(lane):
+            layer = next(run, None)
+        if layer is None:
+            return
+        yield layer
 
 
 def _halves(n_tokens: int, n_shares: int) -> list[list[tuple[int, int, int]]]:
