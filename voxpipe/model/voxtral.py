@@ -32,6 +32,10 @@ MAX_LANES = 4
 FEW_TOKENS = 5  # of a call, which one lane works off as fast as several, for less processor time
 MAX_ROWS_CPU = 16  # streams in a call: beyond it a batch gains nothing on a CPU, and everybody waits longer
 MAX_ROWS_GPU = 128
+TOKENS_BESIDE_LIVE_CPU = (
+    8  # encoded in a call at most, of files and of streams that have ended, which keeps live ones waiting
+)
+TOKENS_BESIDE_LIVE_GPU = 4 * MAX_ROWS_GPU
 SPARE_ROWS_CPU = 8  # a GPU's trays are made when streams come: their windows are large, and its memory is dear
 WIDE_BYTES = 4 << 20  # a matrix that several cores read together; below it, each core reads its own streams' matrices
 Floats = NDArray[np.float32]
@@ -166,6 +170,11 @@ class VoxtralRealtime(nn.Module):
     def max_rows(self) -> int:
         """Streams that one call should have at most."""
         return MAX_ROWS_CPU if mx.default_device() == mx.cpu else MAX_ROWS_GPU
+
+    @property
+    def tokens_beside_live(self) -> int:
+        """Audio embeddings that one call should make at most while live streams wait for the next."""
+        return TOKENS_BESIDE_LIVE_CPU if mx.default_device() == mx.cpu else TOKENS_BESIDE_LIVE_GPU
 
     @property
     def n_spare(self) -> int:

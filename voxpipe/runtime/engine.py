@@ -15,7 +15,6 @@ from voxpipe.output.transcript import Delta
 from voxpipe.runtime.runner import Runner
 from voxpipe.runtime.session import StreamingSession
 
-GROUP_TOKENS_BESIDE_LIVE = 4  # what a file may have encoded at once while live streams wait for their turn
 LAG_S = 0.4  # of audio not yet read: more than a turn or two explain
 
 
@@ -71,7 +70,8 @@ class Engine:
         if not rows:
             return []
         is_shared = len(self) > 1 and bool(self._live) and not is_lagging
-        self._runner.run(rows, group_tokens=GROUP_TOKENS_BESIDE_LIVE if is_shared else ENCODER_GROUP_TOKENS)
+        most = self._runner.network.tokens_beside_live // len(rows) if is_shared else ENCODER_GROUP_TOKENS
+        self._runner.run(rows, group_tokens=min(max(1, most), ENCODER_GROUP_TOKENS))
         for queue, served in ((self._live, live), (self._files, files)):
             if len(queue) > self._max_rows:
                 queue.rotate(-len(served))
