@@ -32,9 +32,7 @@ MAX_LANES = 4
 FEW_TOKENS = 5  # of a call, which one lane works off as fast as several, for less processor time
 MAX_ROWS_CPU = 16  # streams in a call: beyond it a batch gains nothing on a CPU, and everybody waits longer
 MAX_ROWS_GPU = 128
-TOKENS_BESIDE_LIVE_CPU = (
-    8  # encoded in a call at most, of files and of streams that have ended, which keeps live ones waiting
-)
+TOKENS_BESIDE_LIVE_CPU = 8  # encoded in a call while live streams wait for the next one
 TOKENS_BESIDE_LIVE_GPU = 4 * MAX_ROWS_GPU
 SPARE_ROWS_CPU = 8  # a GPU's trays are made when streams come: their windows are large, and its memory is dear
 WIDE_BYTES = 4 << 20  # a matrix that several cores read together; below it, each core reads its own streams' matrices
