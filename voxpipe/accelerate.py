@@ -11,7 +11,8 @@ MLX evaluates graphs wider than 20 operations depth first, one half of a batch a
 nothing to do at the same time; so the limit is raised.
 
 MLX's CUDA backend hands work to the GPU in graphs that end after a number of operations or of bytes read. A step reads
-gigabytes of weights and caches, so that every few operations would be a graph of their own; the limit on bytes is lifted.
+gigabytes of weights and caches, so that every few operations would be a graph of their own; the limit on bytes is lifted,
+and the one on operations doubled.
 """
 
 import ctypes
@@ -23,29 +24,38 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+LACKING = "install the Fortran library that it needs, for example: sudo apt install libgfortran5"
 
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
 if sys.platform.startswith("linux"):
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "1000000")
+    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "200")
 
 
-def preload_blas() -> ctypes.CDLL | None:
-    """Open OpenBLAS for the whole process; None where there is nothing to open."""
-    if not sys.platform.startswith("linux"):
-        return None
-    cmeel = importlib.util.find_spec("cmeel")
+def find_blas() -> Path | None:
+    """Return where OpenBLAS is installed; None without it, and where nothing is to be done."""
+    cmeel = importlib.util.find_spec("cmeel") if sys.platform.startswith("linux") else None
     if cmeel is None or cmeel.origin is None:
         return None
     prefix = Path(cmeel.origin).parent.parent / "cmeel.prefix" / "lib"
-    for name in ("libopenblas.so.0", "libopenblas.so"):
-        if (prefix / name).exists():
-            if "mlx.core" in sys.modules:
-                log.warning("mlx was imported before voxpipe, and keeps its slow BLAS; import voxpipe first")
-            library = ctypes.CDLL(str(prefix / name), mode=ctypes.RTLD_GLOBAL)
-            if "OPENBLAS_NUM_THREADS" not in os.environ:
-                library.openblas_set_num_threads(1)
-            return library
-    return None
+    return next((prefix / name for name in ("libopenblas.so.0", "libopenblas.so") if (prefix / name).exists()), None)
+
+
+def preload_blas() -> ctypes.CDLL | None:
+    """Open OpenBLAS for the whole process; None where there is nothing to open, or where it lacks a library itself."""
+    path = find_blas()
+    if path is None:
+        return None
+    if "mlx.core" in sys.modules:
+        log.warning("mlx was imported before voxpipe, and keeps its slow BLAS; import voxpipe first")
+    try:
+        library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        log.warning("voxpipe: slow, because OpenBLAS cannot be opened (%s); %s", error, LACKING)
+        return None
+    if "OPENBLAS_NUM_THREADS" not in os.environ:
+        library.openblas_set_num_threads(1)
+    return library
 
 
 BLAS = preload_blas()

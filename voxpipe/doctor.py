@@ -88,6 +88,8 @@ def backend() -> Finding:
 
 def blas() -> Finding:
     """Whether a fast BLAS lies under MLX's CPU backend."""
+    if accelerate.BLAS is None and accelerate.find_blas():
+        return Finding("BLAS", "MLX's own, which is slow: OpenBLAS cannot be opened", accelerate.LACKING)
     if accelerate.BLAS is None:
         return Finding("BLAS", "MLX's own, which is slow", f"{sys.executable} -m pip install cmeel-openblas")
     config = accelerate.BLAS.openblas_get_config

@@ -1,0 +1,36 @@
+"""A BLAS that cannot be opened costs speed, not the start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere MLX brings a fast BLAS")
+def test_without_the_library_that_openblas_needs(tmp_path: Path) -> None:
+    (tmp_path / "cmeel").mkdir()
+    (tmp_path / "cmeel/__init__.py").touch()
+    (tmp_path / "cmeel.prefix/lib").mkdir(parents=True)
+    (tmp_path / "cmeel.prefix/lib/libopenblas.so.0").write_bytes(b"not a library")
+    script = "import voxpipe, mlx.core as mx; print(mx.sum(mx.ones((3, 3)) @ mx.ones((3, 3))).item())"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "27.0\n"), done.stderr
+    assert "libopenblas.so.0" in done.stderr
+    assert "apt install libgfortran5" in done.stderr
+    assert "Traceback" not in done.stderr
+    found = subprocess.run(
+        [sys.executable, "-m", "voxpipe", "doctor"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "apt install libgfortran5" in found.stdout
