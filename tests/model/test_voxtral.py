@@ -249,6 +249,20 @@ def test_unexpected_streams_on_a_gpu_get_trays_as_large_as_all_before_them(netwo
     assert max(rows) == most
 
 
+def test_a_gpu_computes_whole_trays(network: VoxtralRealtime) -> None:
+    kernels = network.kernels
+    sizes = [1, 5, 2]
+    assert network.n_computed(sizes, [network.begin(6) for _ in sizes]) == sum(sizes)
+    network.use_kernels(GpuKernels(folded=True, compiles=False))
+    try:
+        network.expect_streams(4 * len(network.lanes))
+        states = [network.begin(6) for _ in range(4 * len(network.lanes))]
+        first = [state for state in states if state.decoder.tray is states[0].decoder.tray][:3]
+        assert network.n_computed(sizes, first) == 4 * 6  # five are rounded up, and one row brings nothing
+    finally:
+        network.use_kernels(kernels)
+
+
 def test_rows_of_streams_that_have_ended_are_taken_again(crew: VoxtralRealtime) -> None:
     crew.expect_streams(4)
     before = n_used(crew)

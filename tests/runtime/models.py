@@ -115,6 +115,9 @@ class ScriptedNetwork:
     def encode(self, pieces: Sequence[tuple[Any, Floats]]) -> list[mx.array]:
         return [mx.zeros((len(mel) // 8, 1)) for _, mel in pieces]
 
+    def n_computed(self, n_positions: Sequence[int], states: Sequence[Any]) -> int:
+        return sum(n_positions)
+
     def decode(self, embeds: Sequence[mx.array], tokens: Sequence[Sequence[int]], states: Sequence[Any]) -> mx.array:
         assert [len(part) for part in embeds] == [len(ids) for ids in tokens]
         self.n_decoded.append([len(ids) for ids in tokens])

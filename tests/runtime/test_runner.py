@@ -412,3 +412,38 @@ class CompilingNetwork(SlowNetwork):
 
 def test_what_is_prepared_once_does_not_count_against_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokens_a_call(CompilingNetwork([]), monkeypatch) >= 4.0
+
+
+def test_costs_are_learned_where_every_turn_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that began one after another: some of them needs the encoder at every turn, and its time is no call's."""
+
+    class DearNetwork(ScriptedNetwork):
+        now_s = 0.0
+
+        def encode(self, pieces: Any) -> Any:
+            self.now_s += 100.0
+            return super().encode(pieces)
+
+        def decode(self, embeds: Any, tokens: Any, states: Any) -> Any:
+            self.now_s += 0.1 + sum(map(len, tokens))
+            return super().decode(embeds, tokens, states)
+
+    network = DearNetwork([BLANK, *byte_tokens("a")] * 200)
+    monkeypatch.setattr(time, "perf_counter", lambda: network.now_s)
+    runner = scripted_runner(network)
+    sessions = []
+    n_turns = n_encoding = 0
+    while not all(session.done for session in sessions) or len(sessions) < 16:
+        if len(sessions) < 16:
+            sessions.append(StreamingSession(runner, BYTES))
+            sessions[-1].feed(np.zeros(200 * TOKEN, np.float32))
+            sessions[-1].close()
+        before = network.now_s
+        runner.run([session for session in sessions if not session.starved])
+        n_encoding += network.now_s - before > 100.0
+        n_turns += 1
+        for session in sessions:
+            session.finish_if_exhausted()
+    assert n_encoding > 0.6 * n_turns
+    later = network.n_decoded[70:190]
+    assert sum(sizes == [1] * len(sizes) for sizes in later) > 0.9 * len(later)

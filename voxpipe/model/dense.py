@@ -73,6 +73,16 @@ class TracedStep:
         return seen[0] if len(seen) == 1 else mx.concatenate(seen)
 
 
+def plan_of(pieces: Sequence[tuple[Ring, int]]) -> tuple[list[Tray], Plan]:
+    """The trays of a call, and what it computes for rings that bring so many positions."""
+    trays = list({id(ring.tray): ring.tray for ring, _ in pieces}.values())
+    longest = max(n for _, n in pieces)
+    return trays, (
+        tuple(tray.n_rows for tray in trays),
+        min(next(size for size in SIZES if size >= longest), trays[0].max_chunk),
+    )
+
+
 class DensePack:
     """The new positions of one call; interchangeable with `Pack`.
 
@@ -87,10 +97,8 @@ class DensePack:
         self._config = config
         self._kernels = kernels
         self._calls = calls
-        self._trays: list[Tray] = list({id(ring.tray): ring.tray for ring, _ in pieces}.values())
-        longest = max(n for _, n in pieces)
-        n_new = min(next(size for size in SIZES if size >= longest), self._trays[0].max_chunk)
-        self._plan: Plan = tuple(tray.n_rows for tray in self._trays), n_new
+        self._trays, self._plan = plan_of(pieces)
+        n_new = self._plan[1]
         self._n_places = n_new * sum(self._plan[0])
         begins = dict(zip(map(id, self._trays), np.cumsum([0, *self._plan[0]]), strict=False))  # first row of each tray
         self._places = np.concatenate(  # of each new position
@@ -148,6 +156,14 @@ class DensePack:
             after.append(mx.array((before + n_new).astype(np.int32)))
         own, other = rotation(np.concatenate(positions), head_dim=self._config.head_dim, theta=self._config.rope_theta)
         return {"own": own, "other": other, "slots": slots, "lengths": after}
+
+
+def n_computed(kernels: Kernels, pieces: Sequence[tuple[Ring, int]]) -> int:
+    """Positions that a call computes in the layout that suits the kernels, those that fill up rows included."""
+    if isinstance(kernels, GpuKernels):
+        n_rows, n_new = plan_of(pieces)[1]
+        return sum(n_rows) * n_new
+    return sum(n for _, n in pieces)
 
 
 def positions(config: AttentionConfig, kernels: Kernels, pieces: Sequence[tuple[Ring, int]], calls: Calls) -> Positions:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from voxpipe.config import MEL_FRAMES_PER_TOKEN, ModelConfig
 from voxpipe.model.cache import Ring, Tray
 from voxpipe.model.decoder import Decoder
+from voxpipe.model.dense import n_computed
 from voxpipe.model.encoder import Encoder, EncoderState
 from voxpipe.model.kernels import GpuKernels, Kernels
 from voxpipe.model.layers import Attention, SwiGLU
@@ -298,6 +299,10 @@ class VoxtralRealtime(nn.Module):
         parts = self._side_by_side(runs)
         logits = parts[0] if len(parts) == 1 else mx.concatenate(parts)
         return logits if order == sorted(order) else logits[mx.array(np.argsort(order))]
+
+    def n_computed(self, n_positions: Sequence[int], states: Sequence[StreamState]) -> int:
+        """Positions that `decode` computes where the streams bring so many: on a GPU, all rows as many as the longest."""
+        return n_computed(self._kernels, [(state.decoder, n) for state, n in zip(states, n_positions, strict=True)])
 
     def _side_by_side(self, runs: Sequence[Iterator[mx.array]]) -> list[mx.array]:
         """Lay out calls layer by layer, each on a lane, and return what each yields last.

@@ -4,9 +4,11 @@ When several audio embeddings of a stream wait already (a file, a backlog), the 
 over the weights verifies several positions, the guesses that agree are kept, and the caches are rolled back to the first
 that does not. What the network said behind a wrong guess is the next call's guess (Jacobi decoding). The tokens are those
 that one position at a time gives. How many guesses pay is measured on the way: with the share of right ones of each
-stream, and with the time that calls of each size take on this machine.
+stream, and with the time that calls of each size take on this machine. A call is timed where nothing else is waited for: the
+embeddings of a turn are part of it unless they are computed before, which is done now and then.
 """
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from voxpipe.runtime.session import Likely, StreamingSession
 
 CHUNK_SIZES = (1, 2, 3, 4, 6, 8)  # positions of one stream in a call
 COST_WEIGHT = 0.2  # of the newest measurement of a call's time
+TIMED_EVERY = 4  # calls in a row that follow an encoder's call: to wait for it costs an overlap
 EXPLORE_EVERY = 64  # calls after which the largest size is tried again: the machine may have become idle
 CLEAR_CACHE_CALLS = 256  # MLX's buffer pool otherwise grows; clearing it at every step would double the step
 
@@ -43,8 +46,9 @@ class Runner:
         self.n_guessed = 0
         self.n_right = 0
         self._thread = threading.get_ident()
-        self._cost_s: dict[int, float] = {}  # of a call with so many positions
+        self._cost_s: dict[int, float] = {}  # of a call that computes about so many positions
         self._begun: set[int] = set()
+        self._n_untimed = 0
 
     def check_thread(self) -> None:
         """Raise UsageError on any thread but the one that made the runner: MLX's streams are a thread's own."""
@@ -70,27 +74,35 @@ class Runner:
             Positions by which the sessions went on, altogether.
         """
         self.check_thread()
-        encoded = self._encode(sessions, group_tokens)
+        embeds = self._encode(sessions, group_tokens)
         waiting = [session for session in sessions if session.n_waiting]
-        return self._decode(waiting, max_tokens, is_timed=not encoded) if waiting else 0
+        if not waiting:
+            return 0
+        self._n_untimed = self._n_untimed + 1 if embeds and self._is_choice(waiting) else 0
+        if self._n_untimed == TIMED_EVERY:
+            mx.eval(embeds)
+        is_timed = not embeds or self._n_untimed == TIMED_EVERY
+        self._n_untimed %= TIMED_EVERY
+        return self._decode(waiting, max_tokens, is_timed=is_timed)
 
-    def _encode(self, sessions: Sequence[StreamingSession], group_tokens: int) -> bool:
+    def _encode(self, sessions: Sequence[StreamingSession], group_tokens: int) -> list[mx.array]:
         jobs = []
         for session in sessions:
             mel = None if session.n_waiting else session.take_mel(group_tokens)
             if mel is not None:
                 jobs.append((session, mel))
         if not jobs:
-            return False
+            return []
         embeds = self.network.encode([(session.state, mel) for session, mel in jobs])
         for (session, mel), part in zip(jobs, embeds, strict=True):
             session.add_embeds(part, mel)
-        return True
+        return embeds
 
     def _decode(self, sessions: Sequence[StreamingSession], max_tokens: int, *, is_timed: bool) -> int:
         tokens = [
             session.propose(n) for session, n in zip(sessions, self._chunk_sizes(sessions, max_tokens), strict=True)
         ]
+        n_computed = self._n_computed(sessions, list(map(len, tokens)))
         started_at = time.perf_counter()
         logits = self.network.decode(
             [session.waiting_embeds(len(ids)) for session, ids in zip(sessions, tokens, strict=True)],
@@ -106,9 +118,8 @@ class Runner:
         logprob = logits.max(axis=-1) - scale
         likely = _likeliest_text(logits, scale, sessions)
         mx.eval(best, logprob, *likely)
-        n_all = sum(map(len, tokens))
         if is_timed:
-            self._note_cost(n_all, time.perf_counter() - started_at)
+            self._note_cost(n_computed, time.perf_counter() - started_at)
         others = [list(zip(*both, strict=True)) for both in zip(*(np.asarray(x).tolist() for x in likely), strict=True)]
         return self._accept(sessions, tokens, np.asarray(best).tolist(), np.asarray(logprob).tolist(), others)
 
@@ -141,16 +152,25 @@ class Runner:
         def sizes(size: int) -> list[int]:
             return [min(session.n_waiting, max_tokens, max(session.n_given, size)) for session in sessions]
 
-        if not self.speculate or all(session.n_waiting == 1 for session in sessions):
+        if not self._is_choice(sessions):
             return sizes(1)
         if self.n_calls % EXPLORE_EVERY == 0:
             return sizes(CHUNK_SIZES[-1])
 
         def rate(chunk: list[int]) -> float:
             gain = sum(session.expected_tokens(n) for session, n in zip(sessions, chunk, strict=True))
-            return gain / self._expected_cost(sum(chunk))
+            return gain / self._expected_cost(self._n_computed(sessions, chunk))
 
         return max((sizes(size) for size in CHUNK_SIZES), key=rate)
+
+    def _is_choice(self, sessions: Sequence[StreamingSession]) -> bool:
+        """Whether there are positions to guess for."""
+        return self.speculate and any(session.n_waiting > 1 for session in sessions)
+
+    def _n_computed(self, sessions: Sequence[StreamingSession], chunk: Sequence[int]) -> int:
+        """Positions that a call computes; many are rounded, since each number of them would be met too seldom to be known."""
+        n = self.network.n_computed(chunk, [session.state for session in sessions])
+        return n if n <= CHUNK_SIZES[-1] else round(2 ** (math.ceil(4 * math.log2(n)) / 4))
 
     def _note_cost(self, n_positions: int, cost_s: float) -> None:
         if n_positions not in self._begun:  # the first call of a size prepares what the others find there
@@ -160,11 +180,19 @@ class Runner:
         self._cost_s[n_positions] = known + COST_WEIGHT * (cost_s - known)
 
     def _expected_cost(self, n_positions: int) -> float:
-        """Seconds of a call: measured, or else that of the next smaller call measured, so that larger ones are tried."""
-        if n_positions in self._cost_s:
-            return self._cost_s[n_positions]
-        smaller = [n for n in self._cost_s if n < n_positions]
-        return self._cost_s[max(smaller)] if smaller else 1.0
+        """Seconds of a call: measured, or else the next smaller call's and what a position more costs, as far as is known.
+
+        While calls of one size only are known, a larger one is thought to cost the same, so that it is tried.
+        """
+        known = self._cost_s
+        if n_positions in known:
+            return known[n_positions]
+        smaller = [n for n in known if n < n_positions]
+        if not smaller:
+            return 1.0
+        least, nearest, most = min(known), max(smaller), max(known)
+        slope = max(0.0, known[most] - known[least]) / max(1, most - least)
+        return known[nearest] + slope * (n_positions - nearest)
 
 
 def _likeliest_text(
