@@ -103,7 +103,7 @@ def attend(kernels: Kernels, pieces: Sequence[tuple[Ring, Floats]], *, layers: S
 
     def body(x: mx.array, scales: mx.array | None, step: Step) -> Iterator[mx.array]:
         for layer in layers:
-            yield step.attend(x, layer)
+            yield step.attend(lambda qkv: qkv, x, layer)
 
     rings = [(ring, len(qkv)) for ring, qkv in pieces]
     *_, out = positions(pieces[0][0].tray.config, kernels, rings, {}).run(body, together)
@@ -175,7 +175,8 @@ def test_first_position_is_obeyed() -> None:
 
 def each_layer_its_part(x: mx.array, scales: mx.array | None, step: Step) -> Iterator[mx.array]:
     """Two layers side by side: (N, 2 width) -> (N, 2 HEADS * HEAD_DIM)."""
-    yield mx.concatenate([step.attend(part, layer) for layer, part in enumerate(mx.split(x, 2, axis=1))], axis=1)
+    parts = mx.split(x, 2, axis=1)
+    yield mx.concatenate([step.attend(lambda qkv: qkv, part, layer) for layer, part in enumerate(parts)], axis=1)
 
 
 @all_kernels

@@ -17,7 +17,7 @@ import numpy as np
 from voxpipe.config import AttentionConfig
 from voxpipe.model.cache import Ring, Tray, visible
 from voxpipe.model.kernels import GpuKernels, Kernels
-from voxpipe.model.pack import Body, Pack, Positions
+from voxpipe.model.pack import Body, Pack, Positions, Projection
 from voxpipe.model.rope import rotate, rotation
 
 SIZES = (1, 2, 3, 4, 6, 8, 16, 32, 64)  # places of a row: others are rounded up, since every size is traced by itself
@@ -49,11 +49,11 @@ class TracedStep:
             for lengths, (keys, _) in zip(arrays["lengths"], rings, strict=True)
         ]
 
-    def attend(self, qkv: mx.array, layer: int) -> mx.array:
-        """(N, (n_heads + 2 n_kv_heads) head_dim) -> (N, n_heads head_dim); stores the new keys and values."""
+    def attend(self, project: Projection, x: mx.array, layer: int) -> mx.array:
+        """(N, dim) -> (N, n_heads head_dim); stores the new keys and values."""
         config = self._config
         n_rotated = config.n_heads + config.n_kv_heads
-        qkv = qkv.reshape(qkv.shape[0], -1, config.head_dim)
+        qkv = project(x).reshape(len(x), -1, config.head_dim)
         rotated, v = rotate(qkv[:, :n_rotated], self._own, self._other), qkv[:, n_rotated:]
         queries = []
         first, n_new = 0, self._plan[1]

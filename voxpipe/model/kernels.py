@@ -49,9 +49,9 @@ class Kernels:
         """
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask=mask)
 
-    def gated(self, gate_up: mx.array) -> mx.array:
-        """SwiGLU's activation: (N, 2 hidden) gate and input beside each other -> (N, hidden)."""
-        gate, up = mx.split(gate_up, 2, axis=-1)
+    def gated(self, gate_up: mx.array, *, axis: int = -1) -> mx.array:
+        """SwiGLU's activation: gate and input, behind each other along an axis, give half of it."""
+        gate, up = mx.split(gate_up, 2, axis=axis)
         return gate * mx.sigmoid(gate) * up
 
 
@@ -104,6 +104,6 @@ class BaseTwoKernels(Kernels):
         weights = mx.power(2.0, mx.maximum(scores - scores.max(axis=-1, keepdims=True), LEAST))
         return ((weights @ values) / weights.sum(axis=-1, keepdims=True)).reshape(q.shape)
 
-    def gated(self, gate_up: mx.array) -> mx.array:
-        gate, up = mx.split(gate_up, 2, axis=-1)
+    def gated(self, gate_up: mx.array, *, axis: int = -1) -> mx.array:
+        gate, up = mx.split(gate_up, 2, axis=axis)
         return gate * up / (1.0 + mx.power(1 / math.e, gate))

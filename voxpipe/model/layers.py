@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxpipe.config import AttentionConfig
+from voxpipe.model.linear import Blocked, side_by_side
 from voxpipe.model.pack import Step
 from voxpipe.model.rope import halves_first
 
@@ -42,7 +43,7 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, step: Step, layer: int) -> mx.array:
         """(N, dim) -> (N, dim); stores the new keys and values."""
-        return self.o_proj(step.attend(self.qkv(x), layer))
+        return self.o_proj(step.attend(self.qkv, x, layer))
 
 
 class SwiGLU(nn.Module):
@@ -59,7 +60,10 @@ class SwiGLU(nn.Module):
         self.gate_up = joined([self.pop(name) for name in ("gate_proj", "up_proj")])
 
     def __call__(self, x: mx.array, step: Step) -> mx.array:
-        return self.down_proj(step.kernels.gated(self.gate_up(x)))
+        gate_up = self.gate_up
+        if isinstance(gate_up, Blocked) and len(gate_up.weight) % 2 == 0:  # gate and input in blocks of their own
+            return self.down_proj(side_by_side(step.kernels.gated(gate_up.blocks(x), axis=0)))
+        return self.down_proj(step.kernels.gated(gate_up(x)))
 
 
 def gelu(x: mx.array) -> mx.array:

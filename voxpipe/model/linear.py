@@ -9,6 +9,8 @@ block, while the block is in the cache: eight rows by 5120 x 3072 took 9.9 ms to
 A large matrix is read by two cores, each its half: a stream of MLX's CPU backend is a thread that sleeps while it waits.
 """
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -57,18 +59,16 @@ class Blocked(nn.Module):
         self.weight = _blocks(plain.weight)
         self._second = second if self.weight.nbytes >= SPLIT_BYTES else None
 
-    def multiply(self, x: mx.array) -> mx.array:
-        """(N, n_inputs) -> (N, n_outputs)."""
+    def blocks(self, x: mx.array) -> mx.array:
+        """(N, n_inputs) -> (n_outputs / 64, N, 64)."""
         n_rows, n_inputs = x.shape
         n_together = _rows_together(n_rows, n_inputs)
         if n_together == n_rows:
-            blocks = self._product(x[None], self.weight)  # (n_outputs / 64, N, 64)
-        else:
-            if n_rows % n_together:
-                x = mx.concatenate([x, mx.zeros((n_together - n_rows % n_together, n_inputs), x.dtype)])
-            blocks = self._product(x.reshape(1, -1, n_together, n_inputs), self.weight[:, None])
-            blocks = blocks.reshape(blocks.shape[0], -1, BLOCK)[:, :n_rows]
-        return blocks.swapaxes(0, 1).reshape(n_rows, -1)
+            return self._product(x[None], self.weight)
+        if n_rows % n_together:
+            x = mx.concatenate([x, mx.zeros((n_together - n_rows % n_together, n_inputs), x.dtype)])
+        blocks = self._product(x.reshape(1, -1, n_together, n_inputs), self.weight[:, None])
+        return blocks.reshape(blocks.shape[0], -1, BLOCK)[:, :n_rows]
 
     def _product(self, rows: mx.array, weight: mx.array) -> mx.array:
         if self._second is None:
@@ -76,6 +76,18 @@ class Blocked(nn.Module):
         half = weight.shape[0] // 2
         behind = mx.matmul(rows, weight[half:], stream=self._second)
         return mx.concatenate([rows @ weight[:half], behind])
+
+
+def side_by_side(blocks: mx.array) -> mx.array:
+    """(n, N, width) -> (N, n width)."""
+    return blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1)
+
+
+def by_heads(project: Callable[[mx.array], mx.array], x: mx.array, head_dim: int) -> mx.array:
+    """(N, n_inputs) -> (n_outputs / head_dim, N, head_dim): a product in blocks comes so where a block is a head."""
+    if isinstance(project, BlockedLinear) and head_dim == BLOCK:
+        return project.blocks(x)
+    return project(x).reshape(len(x), -1, head_dim).swapaxes(0, 1)
 
 
 def _rows_together(n_rows: int, n_inputs: int) -> int:
@@ -94,11 +106,14 @@ class BlockedLinear(Blocked):
     def __init__(self, linear: nn.Linear, second: mx.Stream) -> None:
         super().__init__(linear, second)
         if "bias" in linear:
-            self.bias = linear.bias
+            self.bias = linear.bias.reshape(-1, 1, BLOCK)
+
+    def blocks(self, x: mx.array) -> mx.array:
+        blocks = super().blocks(x)
+        return blocks + self.bias if "bias" in self else blocks
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self.multiply(x)
-        return y + self.bias if "bias" in self else y
+        return side_by_side(self.blocks(x))
 
 
 class BlockedEmbedding(Blocked):
@@ -108,4 +123,4 @@ class BlockedEmbedding(Blocked):
         return self.weight[ids // BLOCK, :, ids % BLOCK]
 
     def as_linear(self, x: mx.array) -> mx.array:
-        return self.multiply(x)
+        return side_by_side(self.blocks(x))

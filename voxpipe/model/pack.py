@@ -8,7 +8,7 @@ Streams of one tray are attended together if most of its rows have something new
 filled up with positions that nobody sees and that the next chunk overwrites.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from voxpipe.config import AttentionConfig
 from voxpipe.model.cache import Ring, Tray
 from voxpipe.model.kernels import Kernels
+from voxpipe.model.linear import by_heads
 from voxpipe.model.rope import rotate, rotation
 
 Indices = NDArray[np.int64]
+Projection = Callable[[mx.array], mx.array]
 
 
 class Step(Protocol):
@@ -29,8 +31,12 @@ class Step(Protocol):
 
     kernels: Kernels
 
-    def attend(self, qkv: mx.array, layer: int) -> mx.array:
-        """(N, (n_heads + 2 n_kv_heads) head_dim) -> (N, n_heads head_dim); stores the new keys and values."""
+    def attend(self, project: Projection, x: mx.array, layer: int) -> mx.array:
+        """(N, dim) -> (N, n_heads head_dim); stores the new keys and values.
+
+        Args:
+            project: (N, dim) -> (N, (n_heads + 2 n_kv_heads) head_dim) queries, keys and values.
+        """
 
 
 class Body(Protocol):
@@ -76,10 +82,6 @@ class Group:
             return taken.reshape(1, len(x), -1, x.shape[-1])
         return taken.reshape(len(x), *self.index.shape, -1).swapaxes(0, 1)
 
-    def back(self, x: mx.array) -> mx.array:
-        """(R, H, L, head_dim) -> (H, R L, head_dim)."""
-        return (x if len(x) == 1 else x.swapaxes(0, 1)).reshape(x.shape[1], -1, x.shape[-1])
-
 
 class Pack:
     """What all layers share while they process the same new positions.
@@ -98,10 +100,11 @@ class Pack:
         self._order = None if in_order else mx.array(np.argsort(places)[len(places) - len(positions) :])
         own, other = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta)
         query_scale = kernels.query_scale(config)
-        heads = [(len(positions), n, *own.shape[2:]) for n in (config.n_heads, config.n_kv_heads)]
         self._own, self._other = (
-            mx.concatenate([mx.broadcast_to(x * query_scale, heads[0]), mx.broadcast_to(x, heads[1])], axis=1)
-            for x in (own, other)
+            mx.concatenate(
+                [mx.repeat(x * query_scale, config.n_heads, axis=0), mx.repeat(x, config.n_kv_heads, axis=0)]
+            )
+            for x in (own.swapaxes(0, 1), other.swapaxes(0, 1))
         )
 
     def run(self, body: Body, x: mx.array, scales: mx.array | None = None) -> Iterator[mx.array]:
@@ -112,21 +115,22 @@ class Pack:
         """
         return body(x, scales, self)
 
-    def attend(self, qkv: mx.array, layer: int) -> mx.array:
-        """(N, (n_heads + 2 n_kv_heads) head_dim) -> (N, n_heads head_dim); stores the new keys and values."""
+    def attend(self, project: Projection, x: mx.array, layer: int) -> mx.array:
+        """(N, dim) -> (N, n_heads head_dim); stores the new keys and values."""
         config = self._config
         n_rotated = config.n_heads + config.n_kv_heads
-        qkv = qkv.reshape(qkv.shape[0], -1, config.head_dim)
-        rotated = rotate(qkv[:, :n_rotated], self._own, self._other).swapaxes(0, 1)
-        q, k, v = rotated[: config.n_heads], rotated[config.n_heads :], qkv[:, n_rotated:].swapaxes(0, 1)
+        qkv = by_heads(project, x, config.head_dim)
+        rotated = rotate(qkv[:n_rotated], self._own, self._other)
+        q, k, v = rotated[: config.n_heads], rotated[config.n_heads :], qkv[n_rotated:]
         for group in self._groups:
             group.tray.put(layer, group.rows, group.starts, group.of(k), group.of(v))
         seen = [
-            group.back(self.kernels.attend(group.of(q), *group.tray.rings(layer, group.rows), group.mask))
+            self.kernels.attend(group.of(q), *group.tray.rings(layer, group.rows), group.mask)
+            .swapaxes(1, 2)
+            .reshape(group.index.size, -1)
             for group in self._groups
         ]
-        together = seen[0] if len(seen) == 1 else mx.concatenate(seen, axis=1)
-        together = together.swapaxes(0, 1).reshape(together.shape[1], -1)
+        together = seen[0] if len(seen) == 1 else mx.concatenate(seen)
         return together if self._order is None else together[self._order]
 
 

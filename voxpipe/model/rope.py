@@ -34,10 +34,10 @@ def rotation(positions: NDArray[np.int64], *, head_dim: int, theta: float) -> tu
 
 
 def rotate(x: mx.array, own: mx.array, other: mx.array) -> mx.array:
-    """Turn the pairs of x, (N, H, head_dim); computed in float32, returned in x's type.
+    """Turn the pairs of x, (N, H, head_dim) or (H, N, head_dim); computed in float32, returned in x's type.
 
     Args:
-        own, other: (N, 1 or H, 2, head_dim / 2) factors of each channel and of its partner.
+        own, other: (N, 1 or H, 2, head_dim / 2) factors of each channel and of its partner, or with heads first as x.
     """
     halves = x.reshape(*x.shape[:-1], 2, -1)
     return (halves * own + halves[..., ::-1, :] * other).astype(x.dtype).reshape(x.shape)
