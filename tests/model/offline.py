@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tests.random_checkpoints import Floats
 from voxpipe.checkpoints.load import build_network, read_checkpoint
 from voxpipe.config import SAMPLES_PER_TOKEN
-from voxpipe.model.mel import LogMelStream
+from voxpipe.model.mel import FrameStream, frames_to_log_mel
 from voxpipe.model.voxtral import DECODER_CHUNK_TOKENS, ENCODER_GROUP_TOKENS, VoxtralRealtime
 
 LEFT_PAD_TOKENS = 32
@@ -35,9 +35,8 @@ def padded(samples: Floats, n_delay_tokens: int) -> Floats:
 
 def padded_mel(samples: Floats, n_delay_tokens: int) -> Floats:
     """(8 n_tokens, n_mels)."""
-    stream = LogMelStream()
-    mel = stream.push(padded(samples, n_delay_tokens))
-    return np.concatenate([mel, stream.push(np.zeros(40, np.float32))])  # the last frame looks 40 samples ahead
+    silence = np.zeros(40, np.float32)  # the last frame looks 40 samples ahead
+    return frames_to_log_mel(FrameStream().push(np.concatenate([padded(samples, n_delay_tokens), silence])))
 
 
 def prompt(n_delay_tokens: int) -> list[int]:

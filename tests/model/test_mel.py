@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.random_checkpoints import Floats, chunks, random_audio
-from voxpipe.model.mel import LogMelStream, _hz_to_mel, _mel_to_hz, log_mel, mel_filter_bank
+from voxpipe.model.mel import FrameStream, _hz_to_mel, _mel_to_hz, frames_to_log_mel, log_mel, mel_filter_bank
 
 LEFT_PAD = np.zeros(1_280, np.float32)
 
@@ -55,8 +55,8 @@ def test_frame_count(n_samples: int) -> None:
 
 
 def streamed(samples: Floats, size: int) -> Floats:
-    stream = LogMelStream()
-    return np.concatenate([stream.push(chunk) for chunk in chunks(samples, size)])
+    stream = FrameStream()
+    return np.concatenate([frames_to_log_mel(stream.push(chunk)) for chunk in chunks(samples, size)])
 
 
 @pytest.mark.parametrize("size", [1, 7, 159, 160, 161, 401, 1_280, 9_973, 10**9])
@@ -72,22 +72,31 @@ def test_stream_equals_whole(size: int) -> None:
 @given(st.lists(st.integers(0, 900), max_size=30))
 def test_stream_equals_whole_for_any_sizes(sizes: list[int]) -> None:
     samples = np.concatenate([LEFT_PAD, random_audio(4_000)])
-    stream = LogMelStream()
+    stream = FrameStream()
     cuts = np.minimum(np.cumsum([0, *sizes, 10_000]), len(samples))
-    mel = np.concatenate([stream.push(samples[a:b]) for a, b in itertools.pairwise(cuts)])
+    frames = np.concatenate([stream.push(samples[a:b]) for a, b in itertools.pairwise(cuts)])
+    mel = frames_to_log_mel(frames)
     np.testing.assert_array_equal(mel, log_mel(samples)[: len(mel)])
     assert len(mel) == (len(samples) - 200) // 160 + 1
 
 
+@pytest.mark.parametrize("n_together", [1, 7, 8, 63, 64, 65, 200])
+def test_features_of_a_frame_do_not_depend_on_those_beside_it(n_together: int) -> None:
+    frames = FrameStream().push(random_audio(200 * 160 + 400))
+    alone = np.concatenate([frames_to_log_mel(frame[None]) for frame in frames])
+    together = [frames_to_log_mel(frames[i : i + n_together]) for i in range(0, len(frames), n_together)]
+    np.testing.assert_array_equal(np.concatenate(together), alone)
+
+
 def test_a_frame_comes_with_its_last_sample_and_not_before() -> None:
     """Token t needs 1280 (t + 1) + 40 samples: 2.5 ms after its slot ends."""
-    stream = LogMelStream()
+    stream = FrameStream()
     assert len(stream.push(random_audio(1_280 + 39))) == 7
     assert len(stream.push(np.zeros(1, np.float32))) == 1
 
 
 def test_stream_keeps_no_more_than_the_next_frame_needs() -> None:
-    stream = LogMelStream()
+    stream = FrameStream()
     for _ in range(50):
         stream.push(random_audio(1_283))
         assert len(stream._tail) < 400
@@ -97,7 +106,7 @@ def test_parameters_are_obeyed() -> None:
     samples = random_audio(4_000)
     assert log_mel(samples, n_mels=80).shape == (25, 80)
     assert log_mel(samples, log_mel_max=2.5).min() == np.float32((2.5 - 8.0 + 4.0) / 4.0)
-    stream = LogMelStream(n_mels=80, log_mel_max=2.5)
-    mel = stream.push(np.concatenate([LEFT_PAD, samples]))
+    frames = FrameStream().push(np.concatenate([LEFT_PAD, samples]))
+    mel = frames_to_log_mel(frames, n_mels=80, log_mel_max=2.5)
     assert mel.shape[1] == 80
     assert mel.min() == np.float32((2.5 - 8.0 + 4.0) / 4.0)

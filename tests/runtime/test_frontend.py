@@ -8,34 +8,31 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.random_checkpoints import Floats, chunks, random_audio
-from tests.runtime.models import LEAST
-from voxpipe.config import EncoderConfig
-from voxpipe.model.mel import log_mel, silent_frames
+from voxpipe.model.mel import frames_to_log_mel, log_mel, silent_frames
 from voxpipe.runtime.frontend import AUDIBLE_LOG_MEL, FrontEnd, audible, right_pad_tokens
 from voxpipe.runtime.source import StreamingAudioSource
 
 TOKEN = 1_280
-CONFIG = EncoderConfig(**LEAST)
 N_CONSTANT = 31  # tokens of the left padding that no audio sways: they are in a stream's first state
 
 
 def make(n_delay_tokens: int = 6) -> tuple[StreamingAudioSource, FrontEnd]:
     source = StreamingAudioSource()
-    return source, FrontEnd(source, CONFIG, n_left_pad_tokens=32, n_delay_tokens=n_delay_tokens)
+    return source, FrontEnd(source, n_left_pad_tokens=32, n_delay_tokens=n_delay_tokens)
 
 
 def drain(front_end: FrontEnd, max_tokens: int = 16) -> Floats:
     """(8 T, n_mels) of all tokens that are ready."""
     taken = [np.zeros((0, 128), np.float32)]
-    while (mel := front_end.take(max_tokens)) is not None:
-        assert len(mel) % 8 == 0
-        assert len(mel) <= 8 * max_tokens
-        taken.append(mel)
+    while (frames := front_end.take(max_tokens)) is not None:
+        assert len(frames) % 8 == 0
+        assert len(frames) <= 8 * max_tokens
+        taken.append(frames_to_log_mel(frames))
     return np.concatenate(taken)
 
 
-def n_tokens(mel: Floats) -> int:
-    return len(mel) // 8
+def n_tokens(frames: Floats) -> int:
+    return len(frames) // 8
 
 
 def whole_mel(*parts: Floats | int) -> Floats:
@@ -109,9 +106,9 @@ def test_a_token_is_ready_exactly_40_samples_after_its_slot() -> None:
         assert front_end.take(16) is None
         source.append(np.zeros(1, np.float32))
         assert front_end.ready()
-        mel = front_end.take(16)
-        assert mel is not None
-        assert n_tokens(mel) == 1
+        frames = front_end.take(16)
+        assert frames is not None
+        assert n_tokens(frames) == 1
 
 
 def test_nothing_more_than_a_token_is_read_ahead() -> None:

@@ -4,7 +4,6 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.test_frontend import CONFIG
 from voxpipe.config import SAMPLE_RATE, SAMPLES_PER_TOKEN
 from voxpipe.runtime.frontend import FrontEnd
 from voxpipe.runtime.source import Gap, Mark, StreamingAudioSource
@@ -85,7 +84,7 @@ def test_every_sample_is_heard_or_in_a_gap(sizes: list[int], data: st.DataObject
 
 def test_the_clock_goes_on_over_gaps_and_not_over_flushes() -> None:
     source = StreamingAudioSource(max_buffer_s=0.64, lossy=True)
-    front_end = FrontEnd(source, CONFIG, n_left_pad_tokens=0, n_delay_tokens=6)
+    front_end = FrontEnd(source, n_left_pad_tokens=0, n_delay_tokens=6)
     source.append(np.zeros(4 * SAMPLES_PER_TOKEN + 40, np.float32))  # what four tokens see, so that nothing is left
     while front_end.take(1) is not None:
         pass

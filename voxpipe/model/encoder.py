@@ -129,7 +129,8 @@ class Encoder(nn.Module):
         n_rows = 0
         for state, mel in pieces:
             frames = np.concatenate([state.mel_tail, mel])
-            windows.append(np.lib.stride_tricks.sliding_window_view(frames, KERNEL, axis=0).swapaxes(1, 2))
+            row, size = frames.strides  # (8 T + 1, 3 n_mels): windows of three rows that lie behind each other
+            windows.append(np.ndarray((len(mel) + 1, KERNEL * mel.shape[1]), frames.dtype, frames, strides=(row, size)))
             second_windows.append(n_rows + 2 * np.arange(len(mel) // 2)[:, None] + np.arange(KERNEL))
             if not state.begun:
                 first_rows.append(n_rows)
@@ -145,6 +146,6 @@ class Encoder(nn.Module):
 
 
 def _product(conv: nn.Conv1d, windows: mx.array) -> mx.array:
-    """(N, 3, n_inputs) -> (N, n_outputs)."""
+    """(N, 3, n_inputs) or (N, 3 n_inputs) -> (N, n_outputs)."""
     n_outputs = conv.weight.shape[0]
     return mx.addmm(conv.bias, windows.reshape(len(windows), -1), conv.weight.reshape(n_outputs, -1).T)

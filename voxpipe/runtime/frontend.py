@@ -1,4 +1,4 @@
-"""From a source to whole 80 ms groups of mel frames, with the silence that the model's schedule asks for.
+"""From a source to whole 80 ms groups of frames for mel features, with the silence that the model's schedule asks for.
 
 Silence goes before the stream (the left padding), behind its end, and in at a flush, so that words still pending are
 spoken out. The stream's clock counts real samples only, and all of them: `time_at` takes inserted silence out again, and
@@ -15,9 +15,8 @@ from voxpipe.config import (
     MEL_FRAMES_PER_TOKEN,
     SAMPLE_RATE,
     SAMPLES_PER_TOKEN,
-    EncoderConfig,
 )
-from voxpipe.model.mel import N_FFT, LogMelStream
+from voxpipe.model.mel import N_FFT, FrameStream
 from voxpipe.runtime.source import Gap, Mark, StreamingAudioSource
 
 LOOK_AHEAD_SAMPLES = N_FFT // 2 - HOP_LENGTH  # 40: what the last frame of a token sees beyond it
@@ -32,23 +31,21 @@ def right_pad_tokens(n_delay_tokens: int) -> int:
 
 
 class FrontEnd:
-    """Reads a source, pads it, and computes its mel frames.
+    """Reads a source, pads it, and divides it into the frames that mel features are computed of.
 
     Attributes:
         n_samples: real samples read so far, or dropped before they could be.
         gaps: (first sample, number) of those that were dropped.
         end_token: first position that lies in the right padding, known once the source is closed.
-        ended: all frames there will ever be have been computed.
+        ended: all frames there will ever be are there.
     """
 
-    def __init__(
-        self, source: StreamingAudioSource, config: EncoderConfig, *, n_left_pad_tokens: int, n_delay_tokens: int
-    ) -> None:
+    def __init__(self, source: StreamingAudioSource, *, n_left_pad_tokens: int, n_delay_tokens: int) -> None:
         self._source = source
-        self._mel = LogMelStream(n_mels=config.n_mels, log_mel_max=config.log_mel_max)
+        self._framing = FrameStream()
         self._n_left = n_left_pad_tokens
         self._n_right = right_pad_tokens(n_delay_tokens)
-        self._frames: Floats = np.zeros((0, config.n_mels), np.float32)
+        self._frames: Floats = np.zeros((0, N_FFT), np.float32)
         self._n_inserted = 0  # samples of silence put in by flushes, less those that were dropped
         self._inserts: deque[tuple[int, int]] = deque()  # (sample it was put before, samples; of a gap, negative)
         self._removed = 0  # silence of inserts that lie behind us
@@ -61,7 +58,7 @@ class FrontEnd:
         self._push(np.zeros(min(1, n_left_pad_tokens) * SAMPLES_PER_TOKEN, np.float32))
 
     def take(self, max_tokens: int) -> Floats | None:
-        """Return the (8 T, n_mels) frames of up to `max_tokens` tokens, or None while there is not one whole token."""
+        """Return the (8 T, 400) frames of up to `max_tokens` tokens, or None while there is not one whole token."""
         self._fill(max_tokens)
         n_frames = min(len(self._frames) // MEL_FRAMES_PER_TOKEN, max_tokens) * MEL_FRAMES_PER_TOKEN
         if n_frames == 0:
@@ -86,8 +83,8 @@ class FrontEnd:
     def _fill(self, n_tokens: int) -> None:
         wanted = n_tokens * MEL_FRAMES_PER_TOKEN
         while len(self._frames) < wanted and not self.ended:
-            # whole tokens: audio that comes in small pieces wakes nobody sooner, and its frames are computed together
-            needed = self._mel.n_samples_for(MEL_FRAMES_PER_TOKEN - len(self._frames) % MEL_FRAMES_PER_TOKEN)
+            # whole tokens: audio that comes in small pieces wakes nobody sooner
+            needed = self._framing.n_samples_for(MEL_FRAMES_PER_TOKEN - len(self._frames) % MEL_FRAMES_PER_TOKEN)
             n_samples = max((wanted - len(self._frames)) * HOP_LENGTH, needed)
             samples, mark = self._source.take(n_samples, at_least=needed)
             if len(samples):
@@ -128,7 +125,7 @@ class FrontEnd:
         self.ended = True
 
     def _push(self, samples: Floats) -> None:
-        frames = self._mel.push(samples)
+        frames = self._framing.push(samples)
         self._frames = np.concatenate([self._frames, frames]) if len(self._frames) else frames
 
 

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from voxpipe.errors import UsageError
+from voxpipe.model.mel import frames_to_log_mel
 from voxpipe.model.voxtral import DECODER_CHUNK_TOKENS, ENCODER_GROUP_TOKENS, VoxtralRealtime
 from voxpipe.runtime.session import Likely, StreamingSession
 
@@ -88,13 +89,18 @@ class Runner:
     def _encode(self, sessions: Sequence[StreamingSession], group_tokens: int) -> list[mx.array]:
         jobs = []
         for session in sessions:
-            mel = None if session.n_waiting else session.take_mel(group_tokens)
-            if mel is not None:
-                jobs.append((session, mel))
+            frames = None if session.n_waiting else session.take_frames(group_tokens)
+            if frames is not None:
+                jobs.append((session, frames))
         if not jobs:
             return []
-        embeds = self.network.encode([(session.state, mel) for session, mel in jobs])
-        for (session, mel), part in zip(jobs, embeds, strict=True):
+        config = self.network.config.encoder
+        together = frames_to_log_mel(
+            np.concatenate([frames for _, frames in jobs]), n_mels=config.n_mels, log_mel_max=config.log_mel_max
+        )
+        mels = np.split(together, np.cumsum([len(frames) for _, frames in jobs])[:-1])
+        embeds = self.network.encode([(session.state, mel) for (session, _), mel in zip(jobs, mels, strict=True)])
+        for (session, _), mel, part in zip(jobs, mels, embeds, strict=True):
             session.add_embeds(part, mel)
         return embeds
 

@@ -83,9 +83,7 @@ class StreamingSession:
         self._config = config
         self.state = runner.network.begin(n_delay, first_token=first_token)
         self._source = source or StreamingAudioSource()
-        self._front_end = FrontEnd(
-            self._source, config.encoder, n_left_pad_tokens=config.n_left_pad_tokens, n_delay_tokens=n_delay
-        )
+        self._front_end = FrontEnd(self._source, n_left_pad_tokens=config.n_left_pad_tokens, n_delay_tokens=n_delay)
         self._embeds: mx.array | None = None  # (T, dim) audio embeddings that wait to be decoded
         self._waiting: deque[bool] = deque()  # whether there was sound in each of them
         self._audible: deque[bool] = deque(maxlen=RUT_BLANKS)
@@ -177,8 +175,8 @@ class StreamingSession:
 
     # --- what the runner asks, in this order ---------------------------------------------------------------------------
 
-    def take_mel(self, max_tokens: int) -> Floats | None:
-        """(8 T, n_mels) frames of the tokens that are there, up to `max_tokens`; None while there is not one."""
+    def take_frames(self, max_tokens: int) -> Floats | None:
+        """(8 T, 400) frames of samples of the tokens that are there, up to `max_tokens`; None while there is not one."""
         return self._front_end.take(max_tokens)
 
     def add_embeds(self, embeds: mx.array, mel: Floats) -> None:
