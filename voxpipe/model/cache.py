@@ -127,20 +127,28 @@ class Tray:
         seen: NDArray[np.bool_] = visible(np, lengths, n_new, self.capacity, self.config.sliding_window)
         return seen
 
-    def put(self, layer: int, rows: slice, starts: NDArray[np.int64], keys: mx.array, values: mx.array) -> None:
+    def slots(self, starts: NDArray[np.int64], n_new: int) -> int | mx.array:
+        """Where rings whose next keys have the (R,) positions `starts` put `n_new`: the first slot where all stand alike,
+        else (R, n_new)."""
+        firsts = starts % self.capacity
+        if (firsts == firsts[0]).all():
+            return int(firsts[0])
+        return mx.array(((firsts[:, None] + np.arange(n_new)) % self.capacity).astype(np.int32))
+
+    def put(self, layer: int, rows: slice, slots: int | mx.array, keys: mx.array, values: mx.array) -> None:
         """Store one layer's new keys and values.
 
         All rows are put before any is looked at: a ring that somebody still looks at would be copied to be changed.
 
         Args:
             rows: one row, or all of them.
-            starts: (R,) position of the first new key of each.
+            slots: from `slots`.
             keys, values: (R, H, n_new, head_dim).
         """
         if self._key_axis == 3:
             keys = keys.swapaxes(2, 3)
-        self.keys[layer] = self._write(self.keys[layer], rows, starts, keys, self._key_axis)
-        self.values[layer] = self._write(self.values[layer], rows, starts, values, 2)
+        self.keys[layer] = self._write(self.keys[layer], rows, slots, keys, self._key_axis)
+        self.values[layer] = self._write(self.values[layer], rows, slots, values, 2)
 
     def rings(self, layer: int, rows: slice) -> tuple[mx.array, mx.array]:
         """One layer's keys, (R, H, capacity, head_dim) or transposed, and values, (R, H, capacity, head_dim)."""
@@ -165,26 +173,20 @@ class Tray:
         """All stored arrays, to evaluate them together."""
         return [array for array in (*self.keys, *self.values) if array is not None]
 
-    def _write(
-        self, stored: mx.array | None, rows: slice, starts: NDArray[np.int64], new: mx.array, axis: int
-    ) -> mx.array:
+    def _write(self, stored: mx.array | None, rows: slice, slots: int | mx.array, new: mx.array, axis: int) -> mx.array:
         ring = self._grown(stored, axis)
         n_new = new.shape[axis]
-        firsts = starts % self.capacity
-        if (firsts == firsts[0]).all():  # the streams stand alike: a slice, or two where the ring begins anew
-            first = int(firsts[0])
+        if isinstance(slots, int):  # a slice, or two where the ring begins anew
             before = (slice(None),) * (axis - 1)
-            n_over = max(0, first + n_new - self.capacity)
+            n_over = max(0, slots + n_new - self.capacity)
             if n_over:
                 ring[(rows, *before, slice(n_over))] = new[(slice(None), *before, slice(n_new - n_over, None))]
                 new = new[(slice(None), *before, slice(n_new - n_over))]
-            ring[(rows, *before, slice(first, first + n_new - n_over))] = new
+            ring[(rows, *before, slice(slots, slots + n_new - n_over))] = new
             return ring
-        slots = (firsts[:, None] + np.arange(n_new)) % self.capacity
         shape = [len(slots), 1, 1, 1]
         shape[axis] = n_new
-        index = mx.broadcast_to(mx.array(slots.astype(np.int32)).reshape(shape), new.shape)
-        return mx.put_along_axis(ring, index, new, axis=axis)
+        return mx.put_along_axis(ring, mx.broadcast_to(slots.reshape(shape), new.shape), new, axis=axis)
 
     def _grown(self, stored: mx.array | None, axis: int) -> mx.array:
         held = 0 if stored is None else stored.shape[axis]

@@ -61,7 +61,7 @@ class Group:
     """Rows of one tray that are attended together.
 
     Attributes:
-        starts: (R,) position of each row's first new key.
+        slots: where each row's new keys are put.
         index: (R, L) row of the matrix that stands there.
         valid: (R, L) whether it is new, and not there to fill up.
         places: `index` as what an array is indexed with.
@@ -69,7 +69,7 @@ class Group:
 
     tray: Tray
     rows: slice
-    starts: Indices
+    slots: int | mx.array
     index: Indices
     valid: NDArray[np.bool_]
     places: slice | mx.array
@@ -123,7 +123,7 @@ class Pack:
         rotated = rotate(qkv[:n_rotated], self._own, self._other)
         q, k, v = rotated[: config.n_heads], rotated[config.n_heads :], qkv[n_rotated:]
         for group in self._groups:
-            group.tray.put(layer, group.rows, group.starts, group.of(k), group.of(v))
+            group.tray.put(layer, group.rows, group.slots, group.of(k), group.of(v))
         seen = [
             self.kernels.attend(group.of(q), *group.tray.rings(layer, group.rows), group.mask)
             .swapaxes(1, 2)
@@ -176,4 +176,4 @@ def _group(
     together = slice(int(flat[0]), int(flat[0]) + len(flat))
     places = together if (flat == np.arange(together.start, together.stop)).all() else mx.array(flat)
     mask = kernels.mask(tray.visible(lengths, longest), config, tray.dtype)
-    return Group(tray, rows, starts, index, valid, places, mask)
+    return Group(tray, rows, tray.slots(starts, longest), index, valid, places, mask)
