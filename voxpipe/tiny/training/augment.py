@@ -7,7 +7,7 @@ Every function draws a new degree for every row. All tensors live on one device;
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from .teacher import HOP
 SAMPLE_RATE = 16000
 PHONEME_LAG = 1280 + 160  # samples by which phoneme labels trail, so that the causal encoder has heard them
 TEACHER_LAG = 3200  # the same for the teacher's features, which know what comes next
+TWIN_SHARE = 0.35  # of the first views: how many hear the twins of their pieces too
 
 
 @dataclass
@@ -33,17 +34,21 @@ class Fetched:
     warp: Tensor  # (B, S / 160), formant warp
     speech: Tensor  # (B, S / 160), where speech lies
 
-    def views(self, n_views: int) -> "Fetched":
-        """Return every row `n_views` times, the second views behind the first, each with a formant warp of its own."""
-        tensors = [repeat_rows(getattr(self, entry.name), n_views) for entry in fields(self)]
-        seen = Fetched(*tensors)
-        own = uniform(len(seen.warp), 0.94, 1.06, seen.warp.device) if n_views > 1 else 1.0
-        seen.warp = torch.where(seen.speech, seen.warp * own, seen.warp)
-        return seen
 
+def views(plan: dict[str, Tensor], n_views: int) -> dict[str, Tensor]:
+    """Return every row `n_views` times, the second views behind the first, with what sets the views apart.
 
-def repeat_rows(tensor: Tensor, n_times: int) -> Tensor:
-    return tensor.repeat(n_times, *[1] * (tensor.dim() - 1))
+    "shift" is the way from a piece to its twin, where the row hears the twin: second views always do; "own_warp" is a formant
+    warp of the row.
+    """
+    seen = {name: tensor.repeat(n_views, *[1] * (tensor.dim() - 1)) for name, tensor in plan.items()}
+    n_rows, device = len(seen["twin"]), seen["twin"].device
+    hears_twin = coin(n_rows, TWIN_SHARE, device)
+    if n_views > 1:
+        hears_twin[n_rows // 2 :] = True
+    seen["shift"] = seen["twin"] * hears_twin
+    seen["own_warp"] = uniform(n_rows, 0.94, 1.06, device) if n_views > 1 else torch.ones(n_rows, 1, device=device)
+    return seen
 
 
 def uniform(n_rows: int, low: float, high: float, device: torch.device) -> Tensor:
@@ -55,7 +60,7 @@ def coin(n_rows: int, chance: float, device: torch.device) -> Tensor:
 
 
 def fetch_audio(plan: dict[str, Tensor], bank: Bank, n_tokens: int) -> Fetched:
-    """Read the planned pieces from the bank."""
+    """Read the planned pieces of `views` from the bank; phonemes and features are those of the piece, never of its twin."""
     device = bank.samples.device
     n_samples = (n_tokens - LEFT_PAD) * TOKEN_SAMPLES
     B = plan["start"].shape[0]
@@ -71,7 +76,9 @@ def fetch_audio(plan: dict[str, Tensor], bank: Bank, n_tokens: int) -> Fetched:
     part = (read - whole).float()
     index = (whole.long() + plan["bank_start"].gather(1, piece)).clamp(1, bank.samples.numel() - 3)
     index = torch.where(inside, index, torch.ones_like(index))
-    y0, y1, y2, y3 = (bank.samples[index + step].float() for step in (-1, 0, 1, 2))  # Catmull-Rom interpolation
+    shift = torch.where(inside, plan["shift"].gather(1, piece), torch.zeros_like(index))
+    heard = (index + shift).clamp(max=bank.samples.numel() - 3)
+    y0, y1, y2, y3 = (bank.samples[heard + step].float() for step in (-1, 0, 1, 2))  # Catmull-Rom interpolation
     curve = 2 * y0 - 5 * y1 + 4 * y2 - y3 + part * (3 * (y1 - y2) + y3 - y0)
     samples = y1 + 0.5 * part * (y2 - y0 + part * curve)
     gain = bank.inverse_rms[plan["utterance_base"] // FRAME_SAMPLES] * 10 ** (plan["gain_db"] / 20)
@@ -86,7 +93,8 @@ def fetch_audio(plan: dict[str, Tensor], bank: Bank, n_tokens: int) -> Fetched:
     at = steps.clamp_min(0)
     features = bank.features[index[:, at] // HOP]
     taught = inside[:, at] & (steps >= 0)
-    warp = torch.where(inside[:, ::160], plan["warp"].gather(1, piece[:, ::160]), torch.ones((), device=device))
+    warp = plan["warp"].gather(1, piece[:, ::160]) * plan["own_warp"]
+    warp = torch.where(inside[:, ::160], warp, torch.ones((), device=device))
     return Fetched(samples, labels, features, taught, warp, inside[:, ::160])
 
 

@@ -20,6 +20,7 @@ from .text import WordPieces
 FRAME_SAMPLES = 400  # 25 ms at 16 kHz, the synthesiser's unit of duration
 SAMPLE_RATE = 16000
 NO_PHONEME = 255
+TWIN = "twin"
 ALIGNMENT = 1600  # samples: every utterance starts at a whole frame of phonemes and of features
 
 Words = list[tuple[int, int, list[int]]]  # (start, end, token ids), samples from the start of the utterance
@@ -27,18 +28,25 @@ Words = list[tuple[int, int, list[int]]]  # (start, end, token ids), samples fro
 
 @dataclass(slots=True)
 class Utterance:
-    """Speech in the bank: where it lies, its words, which list it came from, and who speaks."""
+    """Speech in the bank: where it lies, its words, which list it came from, and who speaks.
+
+    `twin` is the way in samples from here to the same utterance in other sounds (`mosaic`); 0 without one.
+    """
 
     base: int
     n_samples: int
     words: Words
     source: str
     speaker: str = ""
+    twin: int = 0
 
 
 @dataclass(slots=True)
 class Speech:
-    """An utterance on its way into the bank; `phonemes` holds one label for each frame, None if unknown."""
+    """An utterance on its way into the bank; `phonemes` holds one label for each frame, None if unknown.
+
+    Whose source is `TWIN` says what the utterance before it says, sample by sample; only its sound is kept.
+    """
 
     samples: np.ndarray
     phonemes: np.ndarray | None
@@ -84,7 +92,10 @@ class Bank:
                 labels[: len(item.phonemes)] = item.phonemes
             phonemes.append(labels)
             levels.append(np.full(n_frames, 1 / rms, np.float32))
-            utterances.append(Utterance(at, n_samples, item.words, item.source, item.speaker))
+            if item.source == TWIN:
+                utterances[-1].twin = at - utterances[-1].base
+            else:
+                utterances.append(Utterance(at, n_samples, item.words, item.source, item.speaker))
             at += n_samples
         if utterances:
             frames = slice(begin // FRAME_SAMPLES, at // FRAME_SAMPLES)

@@ -68,9 +68,14 @@ def read_checkpoint(directory: Path, *, bits: int = 0) -> Network:
 
 
 def load_tensors(network: Network, tensors: dict[str, Tensor], *, bits: int = 0) -> None:
-    """Load tensors in checkpoint layout into a network; every exported weight must be there."""
+    """Load tensors in checkpoint layout, plain or at 8 bits, into a network; every exported weight must be there."""
     own = {}
     for name, tensor in tensors.items():
+        stem = name.removesuffix(".weight")
+        if name.endswith((".scales", ".biases")):
+            continue
+        if f"{stem}.scales" in tensors:
+            tensor = dequantize(tensor, tensors[f"{stem}.scales"], tensors[f"{stem}.biases"])
         weight = tensor.float()
         if bits and weight.dim() == 2 and weight.shape[1] % GROUP_SIZE == 0 and "ada_" not in name:
             weight = round_as_stored(weight, bits)
@@ -79,6 +84,12 @@ def load_tensors(network: Network, tensors: dict[str, Tensor], *, bits: int = 0)
     missing = [name for name in missing if not name.startswith("aux.")]
     if missing or unexpected:
         raise ValueError(f"missing weights {missing}, unexpected weights {unexpected}")
+
+
+def dequantize(packed: Tensor, scales: Tensor, lows: Tensor) -> Tensor:
+    """Return a matrix that is stored as four 8-bit levels in each uint32, with a scale and a low for each group of 64."""
+    levels = packed.view(torch.uint8).reshape(*scales.shape, GROUP_SIZE).float()
+    return (levels * scales.float()[..., None] + lows.float()[..., None]).flatten(1)
 
 
 def round_as_stored(weight: Tensor, bits: int) -> Tensor:

@@ -1,14 +1,15 @@
-"""Mosaics: synthetic utterances retold with pieces of recorded speech.
+"""Mosaics: utterances retold with pieces of recorded speech.
 
 There is little recorded speech, and every sentence of it is soon known by heart; synthetic speech never ends, but all of it has
-one synthesiser's sound. A mosaic takes what is said, and when, from a synthetic utterance, and each sound of it from
-recordings: for every 20 ms a piece that the lower layers of a large recogniser hear as the same, where going on in a recording
-costs nothing and changing to another one, or to another speaker, has its price (unit selection). The recordings, a cast of one
-or of several speakers, are drawn anew for every batch.
+one synthesiser's sound. A mosaic takes what is said, and when, from one utterance, synthetic or recorded, and each sound of it
+from recordings of others: for every 20 ms a piece that the lower layers of a large recogniser hear as the same, where going on
+in a recording costs nothing and changing to another one, or to another speaker, has its price (unit selection). The recordings,
+a cast of one or of several speakers, are drawn anew for every batch.
 """
 
 import random
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,33 +18,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .collect import read_list
+from .collect import Clip, read_list
 from .teacher import HOP, Teacher, teach
 
 LAYERS = 3  # of the recogniser; further up, features tell the place in a sentence rather than the sound
 JUMP_COST = 0.15  # in cosines
 SPEAKER_COST = 0.5  # besides, where the speaker changes
-CAST_FRAMES = 30_000  # 10 minutes
+CAST_FRAMES = 45_000  # 15 minutes
+ALONE_FRAMES = 15_000  # 5 minutes: whoever has spoken that long can retell alone
+ALONE_SHARE = 0.15  # of the casts
+BLOCK = 64  # frames of one speaker that are searched together
 FADE = 80  # samples on either side of a join
 LEVEL = 0.07 * 32768  # RMS of a recording
 QUIET = 30.0  # RMS below which levels are not told apart
 MOST_GAIN = 2.5
-LATTICE_BYTES = 2_000_000_000
+LATTICE_BYTES = 3_000_000_000
 
 
 @dataclass
 class Cast:
-    """The recordings to take pieces from, one behind the other.
+    """The recordings to take pieces from, one behind the other, in whole blocks of one speaker each.
 
     Attributes:
-        frames: (N,) of the archive.
-        fresh: (N,) bool, the first of a recording.
-        speakers: (N,) numbers from 0.
+        frames: (N,) of the archive; N is a multiple of `BLOCK`.
+        barred: (N,) 0, or minus infinity where a block is filled up, so that nobody goes there.
+        on: (N,) 0, or minus infinity at the first frame of a recording, which goes on from nothing.
+        speakers: (N / BLOCK,) numbers from 0.
     """
 
     frames: Tensor
-    fresh: Tensor
+    barred: Tensor
+    on: Tensor
     speakers: Tensor
+
+
+def speaker_of(name: str, clip: Clip) -> str:
+    """Return the name of a speaker of list `name` in an archive."""
+    return f"{name}/{clip.speaker}"
 
 
 class Mosaic:
@@ -60,7 +71,7 @@ class Mosaic:
                 span = range(n_frames, n_frames := n_frames + -(-len(clip.samples) // HOP))
                 samples = np.clip(clip.samples * (LEVEL / level), -32767, 32767).astype(np.int16)
                 audio.append(np.pad(samples, (0, len(span) * HOP - len(samples))))
-                self.recordings[f"{name}/{clip.speaker}"].append(span)
+                self.recordings[speaker_of(name, clip)].append(span)
         self.samples = torch.from_numpy(np.concatenate(audio)).to(self.device)
         spans = sorted((span for spans in self.recordings.values() for span in spans), key=lambda span: span.start)
         heard = self._hear(self.samples, [span.start * HOP for span in spans], [len(span) * HOP for span in spans])
@@ -74,20 +85,33 @@ class Mosaic:
         """Return features of length 1, so that their products are cosines."""
         return F.normalize((heard - self.mean) / self.deviation, dim=-1).to(self.teacher.type)
 
-    def draw_cast(self, choose: random.Random) -> Cast:
-        """Draw recordings of one speaker, or of as many as it takes, up to `CAST_FRAMES`."""
+    def draw_cast(self, choose: random.Random, without: Collection[str] = ()) -> Cast:
+        """Draw recordings of one speaker, or of as many as it takes, up to `CAST_FRAMES`; nobody named in `without`."""
         chosen: list[tuple[range, int]] = []
-        names, left = list(self.recordings), CAST_FRAMES
+        names, left = [name for name in self.recordings if name not in without], CAST_FRAMES
         choose.shuffle(names)
+        alone = [name for name in names if sum(map(len, self.recordings[name])) >= ALONE_FRAMES]
+        if alone and choose.random() < ALONE_SHARE:
+            names = alone[:1]
         for speaker, name in enumerate(names):
             for span in choose.sample(self.recordings[name], len(self.recordings[name])):
                 if left > 0:
                     chosen.append((span, speaker))
                     left -= len(span)
-        frames = np.concatenate([np.arange(span.start, span.stop) for span, _ in chosen])
-        fresh = np.concatenate([np.arange(len(span)) == 0 for span, _ in chosen])
-        speakers = np.concatenate([np.full(len(span), speaker) for span, speaker in chosen])
-        return Cast(*(torch.from_numpy(array).to(self.device) for array in (frames, fresh, speakers)))
+        frames, barred, on, speakers = [], [], [], []
+        for speaker in range(chosen[-1][1] + 1):
+            spans = [span for span, whose in chosen if whose == speaker]
+            filling = -sum(map(len, spans)) % BLOCK
+            frames += [np.arange(span.start, span.stop) for span in spans] + [np.zeros(filling, np.int64)]
+            on += [np.where(np.arange(len(span)) == 0, -np.inf, 0.0) for span in spans] + [np.full(filling, -np.inf)]
+            barred += [np.zeros(sum(map(len, spans))), np.full(filling, -np.inf)]
+            speakers += [speaker] * ((sum(map(len, spans)) + filling) // BLOCK)
+        return Cast(
+            torch.from_numpy(np.concatenate(frames)).to(self.device),
+            torch.from_numpy(np.concatenate(barred)).float().to(self.device),
+            torch.from_numpy(np.concatenate(on)).float().to(self.device),
+            torch.tensor(speakers, device=self.device),
+        )
 
     @torch.inference_mode()
     def retell(self, audio: np.ndarray, cast: Cast) -> tuple[np.ndarray, np.ndarray]:
@@ -107,35 +131,36 @@ class Mosaic:
         """Return the best way (B, T) through a cast for features (B, T, dim), and its mean cosine (B,); Viterbi's search."""
         B, T, _ = goal.shape
         pieces = self.features[cast.frames].mT.contiguous()
-        speakers = cast.speakers.expand(B, -1)
-        nowhere = torch.full((B, int(cast.speakers.max()) + 1), -torch.inf, device=self.device)
+        N, n_speakers = pieces.shape[1], int(cast.speakers[-1]) + 1
+        blocks = cast.speakers.expand(B, -1)
+        nowhere = torch.full((B, n_speakers), -torch.inf, device=self.device)
 
-        def ways(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Return the score behind each frame (B, N) of going on, of a jump, and of a change of speaker."""
-            on = score.roll(1, 1).masked_fill(cast.fresh, -torch.inf)
-            best = nowhere.scatter_reduce(1, speakers, score, "amax")
-            return on, best.gather(1, speakers) - JUMP_COST, best.amax(1, keepdim=True) - JUMP_COST - SPEAKER_COST
+        def likeness(t: int) -> Tensor:
+            return (goal[:, t] @ pieces).float()
 
-        scores = torch.empty(T, B, pieces.shape[1], device=self.device)
-        scores[0] = goal[:, 0] @ pieces
+        scores = torch.empty(T, B, N, device=self.device)
+        scores[0] = likeness(0) + cast.barred
         for t in range(1, T):
-            on, jump, change = ways(scores[t - 1])
-            torch.add(torch.maximum(torch.maximum(on, jump), change), (goal[:, t] @ pieces).float(), out=scores[t])
+            before = scores[t - 1]
+            best = nowhere.scatter_reduce(1, blocks, before.view(B, -1, BLOCK).amax(-1), "amax")  # of each speaker
+            enter = torch.maximum(best, best.amax(1, keepdim=True) - SPEAKER_COST).sub_(JUMP_COST).gather(1, blocks)
+            score = before.roll(1, 1).add_(cast.on).view(B, -1, BLOCK)
+            torch.maximum(score, enter[..., None], out=score)
+            torch.add(score.view(B, N), likeness(t), out=scores[t]).add_(cast.barred)
         path = torch.empty(B, T, dtype=torch.long, device=self.device)
         path[:, -1] = scores[-1].argmax(1)
+        own = torch.arange(n_speakers, device=self.device)[:, None] == cast.speakers.repeat_interleave(BLOCK)
+        elsewhere = torch.zeros(own.shape, device=self.device).masked_fill_(~own, -torch.inf)
         for t in range(T - 1, 0, -1):  # the ways are found again, which takes less memory than to keep them
-            here = path[:, t : t + 1]
-            on, jump, change = (way.expand(B, -1) for way in ways(scores[t - 1]))
-            on, jump = on.gather(1, here), jump.gather(1, here)
-            own = speakers == cast.speakers[here]
-            same = torch.where(own, scores[t - 1], -torch.inf).argmax(1, keepdim=True)
-            other = scores[t - 1].argmax(1, keepdim=True)
-            before = torch.where(
-                (on >= jump) & (on >= change[:, :1]), here - 1, torch.where(jump >= change[:, :1], same, other)
-            )
-            path[:, t - 1] = before[:, 0]
-        likeness = torch.einsum("btd,dbt->bt", goal.float(), pieces[:, path].float()).mean(1)
-        return path, likeness
+            before, here = scores[t - 1], path[:, t : t + 1]
+            on = before.gather(1, (here - 1).clamp_min(0)) + cast.on[here]
+            jump, same = (before + elsewhere[cast.speakers[here[:, 0] // BLOCK]]).max(1, keepdim=True)
+            change, other = before.max(1, keepdim=True)
+            jump, change = jump - JUMP_COST, change - JUMP_COST - SPEAKER_COST
+            chosen = torch.where((on >= jump) & (on >= change), here - 1, torch.where(jump >= change, same, other))
+            path[:, t - 1] = chosen[:, 0]
+        found = torch.einsum("btd,dbt->bt", goal.float(), pieces[:, path].float()).mean(1)
+        return path, found
 
     def join(self, frames: Tensor, model: Tensor) -> Tensor:
         """Return (B, T * HOP) int16: the archive's frames (B, T) cross-faded where they jump, as loud as `model` (B, T, HOP)."""

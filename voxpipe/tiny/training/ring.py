@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .bank import FRAME_SAMPLES, SAMPLE_RATE, Bank, Speech, Utterance, room_for
+from .bank import FRAME_SAMPLES, SAMPLE_RATE, TWIN, Bank, Speech, Utterance, room_for
 
 GRACE_S = 12.0
 
@@ -32,12 +32,13 @@ class Segment:
 
 
 def read_shard(rows_path: Path) -> list[Speech]:
-    """Return the utterances of a shard, each with its source (`source_of`)."""
-    audio, at, speech = np.load(rows_path.with_suffix(".npy")), 0, []
+    """Return the utterances of a shard, each with its source (`source_of`); a twin follows its utterance."""
+    audio, at, speech, failed = np.load(rows_path.with_suffix(".npy")), 0, [], False
     for n_frames, labels, words, source in pickle.loads(rows_path.read_bytes()):
         samples = audio[at : at + n_frames * FRAME_SAMPLES]
         at += n_frames * FRAME_SAMPLES
-        if np.abs(samples[::7]).max() >= 300:  # else the synthesiser failed
+        failed = np.abs(samples[::7]).max() < 300 or (failed and source == TWIN)  # the synthesiser failed
+        if not failed:
             speech.append(Speech(samples, labels, words, source))
     return speech
 

@@ -4,7 +4,7 @@
 One worker process writes shards: SHARD.npy (int16, 16 kHz, utterances back to back, each a whole number of 25 ms
 frames) and SHARD.pkl (for each utterance: frames, one phoneme label a frame, words with start, end and token ids).
 Durations are the synthesiser's own, so word times are exact. A share of the batches is retold with pieces of recorded speech
-(`mosaic`).
+(`mosaic`): such an utterance is followed by its twin, the same in other sounds. Recorded clips are retold too.
 
 What varies: the blend of voices (any two or three, foreign ones too, also beyond the line between two), timbre and
 prosody from different blends, noise on the timbre, pitch, pitch range, tempo, rhythm of single phonemes, words and phrases,
@@ -30,19 +30,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .mosaic import LAYERS, Mosaic
+from .bank import NO_PHONEME, TWIN
+from .collect import read_list
+from .mosaic import LAYERS, LEVEL, QUIET, Cast, Mosaic, speaker_of
 from .teacher import Teacher
 from .templates import COMMAND_WORDS
 from .text import Sentence, WordPieces, build_sentence, read_rows, words_of
 
+Words = list[tuple[str, float, float]]  # (word, start_s, end_s)
+Row = tuple[int, np.ndarray | None, list[tuple[int, int, list[int]]], str]  # frames, phonemes, words in samples, source
+
 HELD_OUT_VOICES = {"af_kore", "am_onyx", "bf_alice", "bm_daniel"}
 FRAME_SAMPLES = 400  # 25 ms at 16 kHz: one unit of phoneme duration (600 samples at the synthesiser's 24 kHz)
 ROUND_SENTENCES = 3000  # sentences planned together, so that batches of equal length can be formed
-BATCH_FRAMES = 14000  # decoder frames in one batch; bounds the memory of a worker at about 20 GB
+BATCH_FRAMES = 10000  # decoder frames in one batch; bounds the memory of a worker at about 15 GB
 BLUR_FRAMES = 5  # 125 ms
 MOST_BLUR = 0.6
 COMMANDS = frozenset(COMMAND_WORDS)
 LEAST_LIKENESS = 0.5  # of a mosaic's pieces to what they retell; others stay as the synthesiser spoke them
+SENTENCES_A_RETELLING = 500  # synthetic ones for each batch of recorded clips that is retold
+RETOLD_TOGETHER = 24
 COMMANDS_REPEATED = 8  # digits and commands are spoken so often, each time by another speaker
 N_SILENT_IDS = 17  # pads and punctuation in the synthesiser's vocabulary
 
@@ -265,9 +272,7 @@ def source_of(words: list[str]) -> str:
     return "synthetic-short" if len(words) <= 3 else "synthetic"
 
 
-def describe(
-    sentence: Sentence, durations: np.ndarray, table: dict[str, int], pieces: WordPieces
-) -> tuple[int, np.ndarray, list[tuple[int, int, list[int]]], str]:
+def describe(sentence: Sentence, durations: np.ndarray, table: dict[str, int], pieces: WordPieces) -> Row:
     """Return a shard's row: frames, one phoneme label a frame, words as (start, end, ids) in samples, source."""
     labels = np.array([0, *(table[symbol] for symbol in sentence.phonemes), 0], np.uint8)
     ends = np.concatenate([[0], np.cumsum(durations)]) * FRAME_SAMPLES
@@ -279,6 +284,60 @@ def describe(
     return int(durations.sum()), np.repeat(labels, durations), words, source
 
 
+def read_retellable(directory: Path, names: list[str]) -> list[tuple[np.ndarray, Words, str]]:
+    """Return recorded clips as (samples in whole frames at the archive's level, words, speaker), the shortest first."""
+    pieces_of = []
+    for name in names:
+        for clip in read_list(directory, name):
+            rms = max(QUIET, float(np.sqrt(np.mean(np.square(clip.samples, dtype=np.float32)))))
+            samples = np.clip(clip.samples * (LEVEL / rms), -32767, 32767).astype(np.int16)
+            samples = np.pad(samples, (0, -len(samples) % FRAME_SAMPLES))
+            pieces_of.append((samples, clip.words, speaker_of(name, clip)))
+    return sorted(pieces_of, key=lambda clip: len(clip[0]))
+
+
+def describe_clip(samples: np.ndarray, words: Words, pieces: WordPieces) -> Row:
+    """Return a shard's row for a recorded clip, whose phonemes are unknown."""
+    n_frames = len(samples) // FRAME_SAMPLES
+    placed = [(int(start * 16000), min(len(samples), int(end * 16000)), pieces.encode(w)) for w, start, end in words]
+    return n_frames, np.full(n_frames, NO_PHONEME, np.uint8), [word for word in placed if word[1] > word[0]], "retold"
+
+
+class Shard:
+    """Utterances on their way to SHARD.npy and SHARD.pkl."""
+
+    def __init__(self) -> None:
+        self.audio: list[np.ndarray] = []
+        self.rows: list[Row] = []
+
+    @property
+    def n_samples(self) -> int:
+        return sum(map(len, self.audio))
+
+    def add(self, spoken: np.ndarray, rows: list[Row]) -> None:
+        """Add utterances (B, S) as they are; S may be longer than some."""
+        for samples, row in zip(spoken, rows, strict=True):
+            self._append(samples, row)
+
+    def add_retold(self, spoken: np.ndarray, rows: list[Row], mosaic: Mosaic, cast: Cast, source: str) -> None:
+        """Add utterances, each with its twin behind it and a source of its own where the cast could retell it."""
+        said, likeness = mosaic.retell(spoken, cast)
+        for samples, twin, row, alike in zip(spoken, said, rows, likeness, strict=True):
+            is_retold = alike >= LEAST_LIKENESS
+            self._append(samples, (*row[:-1], source) if is_retold else row)
+            if is_retold:
+                self._append(twin, (row[0], None, [], TWIN))
+
+    def _append(self, samples: np.ndarray, row: Row) -> None:
+        self.audio.append(samples[: row[0] * FRAME_SAMPLES])
+        self.rows.append(row)
+
+    def write(self, stem: Path) -> None:
+        np.save(stem.with_suffix(".npy"), np.concatenate(self.audio))
+        stem.with_suffix(".tmp").write_bytes(pickle.dumps(self.rows, protocol=5))
+        stem.with_suffix(".tmp").rename(stem.with_suffix(".pkl"))  # the reader waits for this name
+
+
 def work(
     speaker: Speaker, mosaic: Mosaic | None, rows: list[list[str]], table: dict[str, int], options: argparse.Namespace
 ) -> None:
@@ -286,6 +345,7 @@ def work(
     choose = random.Random(1000 * options.seed + options.shard)
     noise = torch.Generator().manual_seed(1000 * options.seed + options.shard)
     pieces = WordPieces.load(options.pieces)
+    clips = read_retellable(options.recorded, options.retell) if mosaic else []
     order = []
     for i, row in enumerate(rows):
         words = words_of(row[1])
@@ -311,26 +371,26 @@ def work(
             items += list(zip(batch, speaker.plan(phonemes, deliveries, tempi, noise), strict=True))
         groups = group_by_length(items)
         choose.shuffle(groups)
-        audio, shard_rows = [], []
+        shard = Shard()
         for group in groups:
             if time.time() > options.until:
                 break
             spoken, durations = speaker.speak([item for _, item in group])
-            retold = np.zeros(len(group), bool)
+            described = [describe(s, frames, table, pieces) for (s, _), frames in zip(group, durations, strict=True)]
             if mosaic and choose.random() < options.mosaic:
-                said, likeness = mosaic.retell(spoken, mosaic.draw_cast(choose))
-                retold = likeness >= LEAST_LIKENESS
-                spoken = np.where(retold[:, None], said, spoken)
-            for (sentence, _), samples, frames, is_retold in zip(group, spoken, durations, retold, strict=True):
-                row = describe(sentence, frames, table, pieces)
-                audio.append(samples)
-                shard_rows.append((*row[:-1], "mosaic") if is_retold else row)
-                n_samples += len(samples)
-        if audio:
-            stem = options.out / f"s{options.seed}_{options.shard}_{part}"
-            np.save(stem.with_suffix(".npy"), np.concatenate(audio))
-            stem.with_suffix(".tmp").write_bytes(pickle.dumps(shard_rows, protocol=5))
-            stem.with_suffix(".tmp").rename(stem.with_suffix(".pkl"))  # the reader waits for this name
+                shard.add_retold(spoken, described, mosaic, mosaic.draw_cast(choose), "mosaic")
+            else:
+                shard.add(spoken, described)
+        for _ in range(-(-size // SENTENCES_A_RETELLING) if mosaic and clips else 0):
+            first = choose.randrange(max(1, len(clips) - RETOLD_TOGETHER))
+            batch = clips[first : first + RETOLD_TOGETHER]
+            spoken = np.stack([np.pad(samples, (0, len(batch[-1][0]) - len(samples))) for samples, _, _ in batch])
+            described = [describe_clip(samples, words, pieces) for samples, words, _ in batch]
+            others = mosaic.draw_cast(choose, without={speaker for _, _, speaker in batch})
+            shard.add_retold(spoken, described, mosaic, others, "retold")
+        if shard.rows:
+            shard.write(options.out / f"s{options.seed}_{options.shard}_{part}")
+            n_samples += shard.n_samples
             part += 1
         hours = n_samples / 16000 / 3600
         print(
@@ -348,6 +408,7 @@ def main() -> None:
     parser.add_argument("--mosaic", type=float, default=0.0, help="share of the batches retold with recorded speech")
     parser.add_argument("--recorded", type=Path, help="folder of index.tsv, Opus files, words.json, for --mosaic")
     parser.add_argument("--lists", nargs="*", default=[], help="lists in --recorded to take pieces from")
+    parser.add_argument("--retell", nargs="*", default=[], help="lists in --recorded whose clips are retold too")
     parser.add_argument("--teacher", type=Path, help="Whisper's encoder (.safetensors), which finds the pieces")
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--n-shards", type=int, default=1)

@@ -43,6 +43,7 @@ class Piece:
     rate: float
     gain_db: float
     warp: float
+    twin: int  # way to the same stretch in other sounds, 0 without one
 
 
 @dataclass
@@ -175,7 +176,9 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
                 return limit
             end = max(run[last - 1][1], min(end, begin + int((limit - at) * rate)))
             length = min(int((end - begin) / rate), limit - at)
-            pieces.append(Piece(utterance.base + begin, utterance.base, at, length, rate, gain_db, warp))
+            pieces.append(
+                Piece(utterance.base + begin, utterance.base, at, length, rate, gain_db, warp, utterance.twin)
+            )
             words += [(at + (stop - begin) / rate, ids) for _, stop, ids in run[first:last]]
             at += length
             if len(runs) > 1 and choose.random() < 0.7:
@@ -235,6 +238,7 @@ def collate(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
     rate = np.ones((B, MAX_PIECES), np.float64)
     gain_db = np.zeros((B, MAX_PIECES), np.float32)
     warp = np.ones((B, MAX_PIECES), np.float32)
+    twin = np.zeros((B, MAX_PIECES), np.int64)
     ctc = np.zeros((B, MAX_CTC_TOKENS), np.int64)
     n_ctc = np.zeros(B, np.int64)
     for b, sequence in enumerate(sequences):
@@ -242,6 +246,7 @@ def collate(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
             bank_start[b, k], utterance_base[b, k] = piece.bank_start, piece.utterance_base
             start[b, k], length[b, k] = piece.start, piece.length
             rate[b, k], gain_db[b, k], warp[b, k] = piece.rate, piece.gain_db, piece.warp
+            twin[b, k] = piece.twin
         n_ctc[b] = min(MAX_CTC_TOKENS, len(sequence.ctc))
         ctc[b, : n_ctc[b]] = sequence.ctc[: n_ctc[b]]
     arrays = {
@@ -252,6 +257,7 @@ def collate(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
         "rate": rate,
         "gain_db": gain_db,
         "warp": warp,
+        "twin": twin,
         "targets": np.stack([sequence.targets for sequence in sequences]),
         "inputs": np.stack([sequence.inputs for sequence in sequences]),
         "delay": np.array([sequence.delay for sequence in sequences], np.float32),

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .augment import corrupt_inputs, degrade, fetch_audio, repeat_rows, warp_and_mask
+from .augment import corrupt_inputs, degrade, fetch_audio, views, warp_and_mask
 from .bank import SAMPLE_RATE, Bank, load_recorded
 from .export import load_tensors, read_state, save_state
 from .network import (
@@ -202,10 +202,8 @@ class Trainer:
     @torch.no_grad()
     def prepare(self, batch: dict[str, Tensor]) -> None:
         """Add features, labels and spoiled inputs to a batch of plans; every plan becomes one row for each view."""
-        n_views = self.options.views
-        fetched = fetch_audio(batch, self.bank, self.options.n_tokens).views(n_views)
-        for name, tensor in batch.items():
-            batch[name] = repeat_rows(tensor, n_views)
+        batch |= views(batch, self.options.views)
+        fetched = fetch_audio(batch, self.bank, self.options.n_tokens)
         audio = degrade(fetched.samples, fetched.speech, batch, self.ease)
         features = self.mel(F.pad(audio, (LEFT_PAD * TOKEN_SAMPLES, 0)))
         batch["features"] = warp_and_mask(features, fetched.warp, 8 * LEFT_PAD, self.ease)

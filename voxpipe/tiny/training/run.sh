@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Speaks, trains and watches at once, on the CUDA devices of one host: steps 5 and 6 of README.md.
+#
+#   run.sh KOKORO RUN INITIAL SECONDS [DELAY]
+#
+# KOKORO is the synthesiser's pack. RUN holds sentences.tsv.xz, whisper.safetensors and recorded/ (index.tsv, .opus and .words.json
+# of the lists), and gets logs and states. INITIAL is a state or a checkpoint's model.safetensors. Training begins DELAY
+# seconds from now (100: what loading and compiling takes) and ends SECONDS after that. The first device speaks, half of it
+# retold (`mosaic`), the others train; until training begins they speak too. Copy RUN/out away as its states appear: they are
+# all that is left of a run that is cut off.
+set -euo pipefail
+kokoro=$1 run=$2 initial=$3 begin=$(($(date +%s) + ${5:-100})) here=$(cd "$(dirname "$0")" && pwd)
+until=$((begin + $4))
+lists=(train-librispeech train-speechocean762 train-kathleen train-commands train-wakewords train-wakewords2)
+n_devices=$(nvidia-smi -L | wc -l)
+trainers=$([ "$n_devices" -gt 1 ] && seq -s, 1 $((n_devices - 1)) || echo 0)
+export PYTHONPATH=$(dirname "$here") PYTHONUNBUFFERED=1 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+mkdir -p "$run/synthetic" "$run/out"
+
+speak() { # DEVICE SEED N_WORKERS END [options]
+  local worker
+  for worker in $(seq 0 $(($3 - 1))); do
+    OMP_NUM_THREADS=2 python3 -m training.synthesize --kokoro "$kokoro" --sentences "$run/sentences.tsv.xz" \
+      --pieces "$here/pieces.json" --out "$run/synthetic" --device "cuda:$1" --seed "$2" --shard "$worker" \
+      --n-shards "$3" --until "$4" "${@:5}" > "$run/speak-$1-$worker.log" 2>&1 &
+  done
+}
+
+speak 0 1 3 "$until" --mosaic 0.75 --recorded "$run/recorded" --lists "${lists[@]}" --retell train-librispeech train-kathleen \
+  --teacher "$run/whisper.safetensors"
+for device in ${trainers//,/ }; do
+  [ "$device" = 0 ] || speak "$device" $((device + 1)) 2 "$begin"
+done
+CUDA_VISIBLE_DEVICES=0 python3 -m training.watch "$run/out" "$run/recorded" "$here/pieces.json" > "$run/watch.log" 2>&1 &
+CUDA_VISIBLE_DEVICES=$trainers OMP_NUM_THREADS=2 python3 -m torch.distributed.run \
+  --nproc-per-node "$(tr ',' '\n' <<< "$trainers" | wc -l)" -m training.train --synthetic "$run/synthetic" \
+  --recorded "$run/recorded" --lists "${lists[@]}" other-engines --teacher "$run/whisper.safetensors" --pieces "$here/pieces.json" \
+  --mix "$here/mix.json" --initial "$initial" --out "$run/out" --begin "$begin" --until "$until" --bank-hours 110 \
+  --workers 10 --save-s 60 2>&1 | tee "$run/train.log"
+wait
