@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from voxpipe import accelerate, doctor
+
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere MLX brings a fast BLAS")
 def test_without_the_library_that_openblas_needs(tmp_path: Path) -> None:
@@ -26,11 +28,11 @@ def test_without_the_library_that_openblas_needs(tmp_path: Path) -> None:
     assert "libopenblas.so.0" in done.stderr
     assert "apt install libgfortran5" in done.stderr
     assert "Traceback" not in done.stderr
-    found = subprocess.run(
-        [sys.executable, "-m", "voxpipe", "doctor"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "apt install libgfortran5" in found.stdout
+
+
+def test_doctor_says_what_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerate, "BLAS", None)
+    monkeypatch.setattr(accelerate, "find_blas", lambda: Path("libopenblas.so.0"))
+    assert "apt install libgfortran5" in (doctor.blas().remedy or "")
+    monkeypatch.setattr(accelerate, "find_blas", lambda: None)
+    assert "pip install cmeel-openblas" in (doctor.blas().remedy or "")

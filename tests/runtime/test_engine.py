@@ -146,7 +146,7 @@ def check_equal(
             assert text.startswith("".join(run.deltas))
 
 
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FEW
@@ -162,7 +162,7 @@ def test_streams_of_a_random_model_equal_each_alone(
     check_equal(narrow, plans_, speculate=speculate, rows_per_tray=rows_per_tray, is_dense=is_dense)
 
 
-@settings(FEW, max_examples=3)
+@settings(FEW, max_examples=2)
 @given(
     plans_=st.lists(plans, min_size=5, max_size=8),
     speculate=st.booleans(),
