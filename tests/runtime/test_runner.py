@@ -36,7 +36,7 @@ FUTURE = clip("future.flac")
 BEACH = clip("beach.wav")
 SOUND = random_audio(300 * TOKEN)
 QUESTION = N_SPECIAL + ord("?")  # what a scripted network says behind a wrong guess
-SIZES = range(1, 9)
+SIZES = (1, 2, 3, 5, 8)
 
 
 @pytest.fixture(params=SIZES, ids=lambda size: f"chunks of {size}")
