@@ -5,15 +5,16 @@
 #
 # KOKORO is the synthesiser's pack. RUN holds sentences.tsv.xz, whisper.safetensors and recorded/ (index.tsv, .opus and .words.json
 # of the lists), and gets logs and states. INITIAL is a state or a checkpoint's model.safetensors. Training begins DELAY
-# seconds from now (100: what loading and compiling takes) and ends SECONDS after that. The first device speaks, half of it
-# retold (`mosaic`), the others train; until training begins they speak too. Copy RUN/out away as its states appear: they are
-# all that is left of a run that is cut off.
+# seconds from now (100: what loading and compiling takes) and ends SECONDS after that. The first SPEAKERS devices (1) speak,
+# most of it retold (`mosaic`), the others train; until training begins they speak too. Copy RUN/out away as its states appear:
+# they are all that is left of a run that is cut off.
 set -euo pipefail
 kokoro=$1 run=$2 initial=$3 begin=$(($(date +%s) + ${5:-100})) here=$(cd "$(dirname "$0")" && pwd)
 until=$((begin + $4))
 lists=(train-librispeech train-speechocean762 train-kathleen train-commands train-wakewords train-wakewords2)
 n_devices=$(nvidia-smi -L | wc -l)
-trainers=$([ "$n_devices" -gt 1 ] && seq -s, 1 $((n_devices - 1)) || echo 0)
+n_speakers=${SPEAKERS:-1}
+trainers=$([ "$n_devices" -gt "$n_speakers" ] && seq -s, "$n_speakers" $((n_devices - 1)) || echo 0)
 export PYTHONPATH=$(dirname "$here") PYTHONUNBUFFERED=1 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 mkdir -p "$run/synthetic" "$run/out"
 
@@ -26,10 +27,12 @@ speak() { # DEVICE SEED N_WORKERS END [options]
   done
 }
 
-speak 0 1 3 "$until" --mosaic 0.75 --recorded "$run/recorded" --lists "${lists[@]}" --retell train-librispeech train-kathleen \
-  --teacher "$run/whisper.safetensors"
+for device in $(seq 0 $((n_speakers - 1))); do
+  speak "$device" $((device + 1)) 3 "$until" --mosaic 0.75 --recorded "$run/recorded" --lists "${lists[@]}" \
+    --retell train-librispeech train-kathleen --teacher "$run/whisper.safetensors"
+done
 for device in ${trainers//,/ }; do
-  [ "$device" = 0 ] || speak "$device" $((device + 1)) 2 "$begin"
+  [ "$device" -lt "$n_speakers" ] || speak "$device" $((device + 1)) 2 "$begin"
 done
 CUDA_VISIBLE_DEVICES=0 python3 -m training.watch "$run/out" "$run/recorded" "$here/pieces.json" > "$run/watch.log" 2>&1 &
 CUDA_VISIBLE_DEVICES=$trainers OMP_NUM_THREADS=2 python3 -m torch.distributed.run \
