@@ -20,7 +20,7 @@ from .teacher import HOP
 SAMPLE_RATE = 16000
 PHONEME_LAG = 1280 + 160  # samples by which phoneme labels trail, so that the causal encoder has heard them
 TEACHER_LAG = 3200  # the same for the teacher's features, which know what comes next
-TWIN_SHARE = 0.35  # of the first views: how many hear the twins of their pieces too
+TWIN_SHARE = 0.5  # of the first views: how many hear the twins of their pieces too
 
 
 @dataclass
@@ -234,7 +234,7 @@ def degrade(samples: Tensor, speech: Tensor, plan: dict[str, Tensor], ease: floa
     n_coded = max(1, B // 7)
     for codec, chosen in ((lossy_codec, rows[:n_coded]), (telephone_codec, rows[n_coded : n_coded + max(1, B // 20)])):
         y = y.index_copy(0, chosen, codec(y[chosen]))
-    y = y * 10 ** (uniform(B, -45, -9, device) / 20)
+    y = y * 10 ** (uniform(B, -50, -9, device) / 20)
     y = torch.where(coin(B, 0.1, device), y.clamp(-0.12, 0.12), y).clamp(-1, 1)
     margin = int(torch.randint(0, 25, ()))  # 10 ms steps of recording kept around gated speech
     near = F.max_pool1d(speech[:, None].float(), 2 * margin + 1, 1, margin)[:, 0] > 0

@@ -11,8 +11,10 @@ Words outside the aligner's lexicon share the time between their aligned neighbo
 
 import csv
 import json
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +24,8 @@ import soundfile
 from .text import words_of
 
 SAMPLE_RATE = 16000
+GAP_SAMPLES = 4000  # silence between the clips of a list
+COLUMNS = ["file", "start_s", "dur_s", "speaker", "source", "licence", "text"]
 
 
 @dataclass
@@ -61,6 +65,39 @@ def read_list(directory: Path, name: str) -> list[Clip]:
     for entry in aligned:
         clips[entry["clip"]].words = [(word, start, end) for word, start, end in entry["words"]]
     return [clip for clip in clips if clip.words]
+
+
+def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Return float samples at 16 kHz, resampled in the frequency domain."""
+    if rate == SAMPLE_RATE or not len(samples):
+        return samples
+    n_samples = round(len(samples) * SAMPLE_RATE / rate)
+    spectrum = np.fft.rfft(samples)[: n_samples // 2 + 1]
+    return np.fft.irfft(spectrum, n=n_samples) * (n_samples / len(samples))
+
+
+def write_list(directory: Path, name: str, clips: Iterable[tuple[np.ndarray, str, str, str, str]], kbit_s: int) -> None:
+    """Write `directory`/NAME.opus and append its rows to index.tsv.
+
+    Args:
+        clips: samples in [-1, 1] at 16 kHz, speaker, source, licence and text of each.
+    """
+    audio: list[np.ndarray] = []
+    rows, n_samples, gap = [], 0, np.zeros(GAP_SAMPLES, np.float32)
+    for samples, *described in clips:
+        rows.append([f"{name}.opus", f"{n_samples / SAMPLE_RATE:.4f}", f"{len(samples) / SAMPLE_RATE:.4f}", *described])
+        audio += [samples.astype(np.float32), gap]
+        n_samples += len(samples) + len(gap)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        joined = Path(folder) / "joined.wav"
+        soundfile.write(joined, np.concatenate(audio), SAMPLE_RATE, subtype="PCM_16")
+        command = ["opusenc", "--quiet", "--bitrate", str(kbit_s), str(joined), str(directory / f"{name}.opus")]
+        subprocess.run(command, check=True)
+    index = directory / "index.tsv"
+    is_new = not index.exists()
+    with open(index, "a", encoding="utf-8") as file:
+        file.writelines("\t".join(row) + "\n" for row in [COLUMNS, *rows][not is_new :])
 
 
 def align_clip(decoder: "object", clip: Clip) -> list[tuple[str, float, float]]:

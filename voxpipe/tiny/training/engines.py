@@ -10,12 +10,14 @@ import argparse
 import random
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-SAMPLE_RATE = 16000
+from .collect import SAMPLE_RATE, resample, write_list
+
 FLITE_VOICES = ["slt", "awb", "rms", "kal16"]
 ESPEAK_VOICES = ["en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-029"]
 ESPEAK_VARIANTS = ["", "+f1", "+f2", "+f3", "+f4", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+klatt2"]
@@ -38,13 +40,18 @@ def speak(text: str, path: Path, choose: random.Random) -> str:
     return f"espeak-{voice}"
 
 
-def read_16k(path: Path) -> np.ndarray:
-    """Return the samples of a WAV at 16 kHz, resampled in the frequency domain."""
-    samples, rate = soundfile.read(path, dtype="float32")
-    if rate == SAMPLE_RATE or not len(samples):
-        return samples
-    n_samples = round(len(samples) * SAMPLE_RATE / rate)
-    return np.fft.irfft(np.fft.rfft(samples)[: n_samples // 2 + 1], n=n_samples) * (n_samples / len(samples))
+def spoken(texts: list[str], hours: float, seed: int) -> Iterator[tuple[np.ndarray, str, str, str, str]]:
+    """Yield clips for `write_list` until there are `hours` of them."""
+    choose, n_samples = random.Random(seed), 0
+    with tempfile.TemporaryDirectory() as folder:
+        wav = Path(folder) / "spoken.wav"
+        while n_samples < hours * 3600 * SAMPLE_RATE:
+            text = choose.choice(texts)
+            speaker = speak(text, wav, choose)
+            samples = resample(*soundfile.read(wav, dtype="float32"))
+            if 8000 < len(samples) < 20 * SAMPLE_RATE:
+                n_samples += len(samples)
+                yield samples * (0.25 / max(1e-3, float(np.abs(samples).max()))), speaker, "synthetic", "", text
 
 
 def main() -> None:
@@ -55,40 +62,8 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.5)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    choose = random.Random(options.seed)
     texts = options.texts.read_text().splitlines()
-    audio: list[np.ndarray] = []
-    rows, n_samples = [], 0
-    gap = np.zeros(4000, np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        wav = Path(folder) / "spoken.wav"
-        while n_samples < options.hours * 3600 * SAMPLE_RATE:
-            text = choose.choice(texts)
-            speaker = speak(text, wav, choose)
-            samples = read_16k(wav).astype(np.float32)
-            if not 8000 < len(samples) < 20 * SAMPLE_RATE:
-                continue
-            samples *= 0.25 / max(1e-3, float(np.abs(samples).max()))
-            rows.append(
-                [
-                    f"{options.name}.opus",
-                    f"{n_samples / SAMPLE_RATE:.4f}",
-                    f"{len(samples) / SAMPLE_RATE:.4f}",
-                    speaker,
-                    "synthetic",
-                    "",
-                    text,
-                ]
-            )
-            audio += [samples, gap]
-            n_samples += len(samples) + len(gap)
-        joined = Path(folder) / "joined.wav"
-        soundfile.write(joined, np.concatenate(audio), SAMPLE_RATE, subtype="PCM_16")
-        target = options.out / f"{options.name}.opus"
-        subprocess.run(["opusenc", "--quiet", "--bitrate", "20", str(joined), str(target)], check=True)
-    header = ["file", "start_s", "dur_s", "speaker", "source", "licence", "text"]
-    lines = ["\t".join(row) for row in [header, *rows]]
-    (options.out / "index.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_list(options.out, options.name, spoken(texts, options.hours, options.seed), kbit_s=20)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ set -euo pipefail
 kokoro=$1 run=$2 initial=$3 begin=$(($(date +%s) + ${5:-100})) here=$(cd "$(dirname "$0")" && pwd)
 until=$((begin + $4))
 lists=(train-librispeech train-speechocean762 train-kathleen train-commands train-wakewords train-wakewords2)
+actors=(train-sky train-drascula train-queen)
 n_devices=$(nvidia-smi -L | wc -l)
 n_speakers=${SPEAKERS:-1}
 trainers=$([ "$n_devices" -gt "$n_speakers" ] && seq -s, "$n_speakers" $((n_devices - 1)) || echo 0)
@@ -29,7 +30,8 @@ speak() { # DEVICE SEED N_WORKERS END [options]
 
 for device in $(seq 0 $((n_speakers - 1))); do
   speak "$device" $((device + 1)) 3 "$until" --mosaic 0.75 --recorded "$run/recorded" --lists "${lists[@]}" \
-    --retell train-librispeech train-kathleen --teacher "$run/whisper.safetensors"
+    --readers train-librispeech --retell train-librispeech train-kathleen train-speechocean762 "${actors[@]}" \
+    --teacher "$run/whisper.safetensors"
 done
 for device in ${trainers//,/ }; do
   [ "$device" -lt "$n_speakers" ] || speak "$device" $((device + 1)) 2 "$begin"
@@ -37,7 +39,7 @@ done
 CUDA_VISIBLE_DEVICES=0 python3 -m training.watch "$run/out" "$run/recorded" "$here/pieces.json" > "$run/watch.log" 2>&1 &
 CUDA_VISIBLE_DEVICES=$trainers OMP_NUM_THREADS=2 python3 -m torch.distributed.run \
   --nproc-per-node "$(tr ',' '\n' <<< "$trainers" | wc -l)" -m training.train --synthetic "$run/synthetic" \
-  --recorded "$run/recorded" --lists "${lists[@]}" other-engines --teacher "$run/whisper.safetensors" --pieces "$here/pieces.json" \
+  --recorded "$run/recorded" --lists "${lists[@]}" "${actors[@]}" other-engines --teacher "$run/whisper.safetensors" --pieces "$here/pieces.json" \
   --mix "$here/mix.json" --initial "$initial" --out "$run/out" --begin "$begin" --until "$until" --bank-hours 110 \
   --workers 10 --save-s 60 2>&1 | tee "$run/train.log"
 wait

@@ -45,10 +45,10 @@ FRAME_SAMPLES = 400  # 25 ms at 16 kHz: one unit of phoneme duration (600 sample
 ROUND_SENTENCES = 3000  # sentences planned together, so that batches of equal length can be formed
 BATCH_FRAMES = 10000  # decoder frames in one batch; bounds the memory of a worker at about 15 GB
 BLUR_FRAMES = 5  # 125 ms
-MOST_BLUR = 0.6
+MOST_BLUR = 0.75
 COMMANDS = frozenset(COMMAND_WORDS)
 LEAST_LIKENESS = 0.5  # of a mosaic's pieces to what they retell; others stay as the synthesiser spoke them
-SENTENCES_A_RETELLING = 500  # synthetic ones for each batch of recorded clips that is retold
+SENTENCES_A_RETELLING = 150  # synthetic ones for each batch of recorded clips that is retold
 RETOLD_TOGETHER = 24
 COMMANDS_REPEATED = 8  # digits and commands are spoken so often, each time by another speaker
 N_SILENT_IDS = 17  # pads and punctuation in the synthesiser's vocabulary
@@ -128,11 +128,11 @@ def draw_delivery(choose: random.Random, english: list[str], foreign: list[str])
         speed=min(1.5, max(0.65, choose.gauss(1.03, 0.17))),
         pitch=choose.uniform(0.65, 1.5) if wide else math.exp(choose.gauss(0.0, 0.12)),
         pitch_range=choose.uniform(0.4, 1.6),
-        rhythm=choose.uniform(0.0, 0.35),
-        word_rhythm=choose.uniform(0.0, 0.3),
-        drift=choose.uniform(0.0, 0.2),
+        rhythm=choose.uniform(0.0, 0.45),
+        word_rhythm=choose.uniform(0.0, 0.5),
+        drift=choose.uniform(0.0, 0.3),
         haste=choose.uniform(0.7, 1.05),
-        blur=choose.uniform(0.1, MOST_BLUR) if choose.random() < 0.5 else 0.0,
+        blur=choose.uniform(0.1, MOST_BLUR) if choose.random() < 0.6 else 0.0,
     )
 
 
@@ -408,6 +408,7 @@ def main() -> None:
     parser.add_argument("--mosaic", type=float, default=0.0, help="share of the batches retold with recorded speech")
     parser.add_argument("--recorded", type=Path, help="folder of index.tsv, Opus files, words.json, for --mosaic")
     parser.add_argument("--lists", nargs="*", default=[], help="lists in --recorded to take pieces from")
+    parser.add_argument("--readers", nargs="*", default=[], help="those of them from which half of the casts are drawn")
     parser.add_argument("--retell", nargs="*", default=[], help="lists in --recorded whose clips are retold too")
     parser.add_argument("--teacher", type=Path, help="Whisper's encoder (.safetensors), which finds the pieces")
     parser.add_argument("--shard", type=int, default=0)
@@ -428,7 +429,10 @@ def main() -> None:
     mosaic = None
     if options.mosaic:
         mosaic = Mosaic(
-            Teacher.load(options.teacher, torch.device(options.device), LAYERS), options.recorded, options.lists
+            Teacher.load(options.teacher, torch.device(options.device), LAYERS),
+            options.recorded,
+            options.lists,
+            options.readers,
         )
     rows = read_rows(options.sentences)
     table = label_table(json.loads((options.kokoro / "vocab.json").read_text())["vocab"])

@@ -27,6 +27,9 @@ from .ring import SegmentReader
 
 DELAYS = [6] * 10 + [1, 2, 3, 3, 4, 4, 5, 5, 7, 8, 9, 10, 11, 12, 12, 13, 14, 15, 30, 30]
 MAX_PIECES = 48
+SHORT_SOURCES = ("synthetic-command", "synthetic-short", "train-commands", "train-wakewords", "train-wakewords2")
+SHORT_START = 0.3  # of the sequences begin with one of these: a stream of one word has only its beginning
+SUDDEN = 0.5  # of the sequences that begin with speech leave out what lies before its first sound
 MAX_CTC_TOKENS = 200
 IGNORED = -100
 SAMPLE_RATE = 16000
@@ -134,6 +137,9 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
         at = int(SAMPLE_RATE * choose.uniform(0, 1.2)) if choose.random() < 0.65 else 0
         if choose.random() >= 0.05:  # else: noise or music alone
             favourite = choose.choices(self.sources, self.shares)[0]
+            short = [source for source in self.sources if source in SHORT_SOURCES]
+            if short and choose.random() < SHORT_START:
+                at = self._add_block(choose, choose.choice(short), at, limit, pieces, words)
             while at < limit - SAMPLE_RATE // 2 and len(pieces) < MAX_PIECES:
                 if choose.random() < 0.5:
                     favourite = choose.choices(self.sources, self.shares)[0]
@@ -165,6 +171,9 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
             rate = min(1.3, max(0.76, choose.gauss(1.0, 0.12))) if choose.random() < 0.75 else 1.0
             warp = choose.uniform(0.86, 1.15) if choose.random() < 0.5 else 1.0
             runs = [self._synthetic_run(choose, choose.choice(self.synthetic[source]))]
+        if at == 0 and choose.random() < SUDDEN:
+            utterance, first, last, begin, end = runs[0]
+            runs[0] = utterance, first, last, max(begin, utterance.words[first][0] - choose.randint(0, 800)), end
         for utterance, first, last, begin, end in runs:
             if len(pieces) >= MAX_PIECES:
                 return limit
