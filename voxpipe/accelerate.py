@@ -4,6 +4,8 @@ MLX's Linux wheels link the reference BLAS, which multiplies matrices 20 to 40 t
 a library opened with RTLD_GLOBAL before MLX is imported win over it; so this module comes first of all of ours, and a
 program that imports MLX itself must import voxpipe before. On macOS (Accelerate) nothing is to be done.
 
+Some builds of OpenBLAS are for one kind of processor and end the process on others; such a one is left closed.
+
 OpenBLAS gets one thread unless OPENBLAS_NUM_THREADS says otherwise: its threads wait for each other spinning, which on a
 busy machine made a stream ten times slower, and `voxpipe.model.linear` leaves them nothing to gain.
 
@@ -24,7 +26,9 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+AVX512_BUILDS = ("SKYLAKEX", "COOPERLAKE", "SAPPHIRERAPIDS")
 LACKING = "install the Fortran library that it needs, for example: sudo apt install libgfortran5"
+OTHER_BUILD = f"install one for all processors with AVX2: {sys.executable} -m pip install cmeel-openblas==0.3.29"
 
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
 if sys.platform.startswith("linux"):
@@ -41,18 +45,30 @@ def find_blas() -> Path | None:
     return next((prefix / name for name in ("libopenblas.so.0", "libopenblas.so") if (prefix / name).exists()), None)
 
 
+def find_obstacle(path: Path) -> tuple[str, str] | None:
+    """Return why OpenBLAS at `path` is of no use on this machine, and the remedy; None if it is."""
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return str(error), LACKING
+    library.openblas_get_corename.restype = ctypes.c_char_p
+    core = library.openblas_get_corename().decode()
+    if core.upper() in AVX512_BUILDS and "avx512f" not in Path("/proc/cpuinfo").read_text():
+        return f"it is built for {core}, and this processor has no AVX-512", OTHER_BUILD
+    return None
+
+
 def preload_blas() -> ctypes.CDLL | None:
-    """Open OpenBLAS for the whole process; None where there is nothing to open, or where it lacks a library itself."""
+    """Open OpenBLAS for the whole process; None where there is nothing to open, or nothing of use."""
     path = find_blas()
     if path is None:
         return None
     if "mlx.core" in sys.modules:
         log.warning("mlx was imported before voxpipe, and keeps its slow BLAS; import voxpipe first")
-    try:
-        library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        log.warning("voxpipe: slow, because OpenBLAS cannot be opened (%s); %s", error, LACKING)
+    if obstacle := find_obstacle(path):
+        log.warning("voxpipe: slow, because OpenBLAS cannot be used (%s); %s", *obstacle)
         return None
+    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     if "OPENBLAS_NUM_THREADS" not in os.environ:
         library.openblas_set_num_threads(1)
     return library

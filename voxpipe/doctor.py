@@ -88,10 +88,11 @@ def backend() -> Finding:
 
 def blas() -> Finding:
     """Whether a fast BLAS lies under MLX's CPU backend."""
-    if accelerate.BLAS is None and accelerate.find_blas():
-        return Finding("BLAS", "MLX's own, which is slow: OpenBLAS cannot be opened", accelerate.LACKING)
     if accelerate.BLAS is None:
-        return Finding("BLAS", "MLX's own, which is slow", f"{sys.executable} -m pip install cmeel-openblas")
+        path = accelerate.find_blas()
+        obstacle = accelerate.find_obstacle(path) if path else None
+        why, remedy = obstacle or ("", f"{sys.executable} -m pip install cmeel-openblas==0.3.29")
+        return Finding("BLAS", f"MLX's own, which is slow{': ' + why if why else ''}", remedy)
     config = accelerate.BLAS.openblas_get_config
     config.restype = ctypes.c_char_p
     return Finding("BLAS", f"{config().decode()}, {accelerate.BLAS.openblas_get_num_threads()} thread(s)")
