@@ -30,26 +30,42 @@ def test_without_the_library_that_openblas_needs(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-class BuiltFor:
-    """An OpenBLAS that was built for one kind of processor."""
+class OpenBLAS:
+    """Stands for a build; which processor it is for is all that is asked."""
 
-    def __init__(self, core: bytes) -> None:
-        self.openblas_get_corename = lambda: core
+    def __init__(self, core: str) -> None:
+        self.openblas_get_corename = lambda: core.encode()
+        self.openblas_set_num_threads = lambda n: None
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere MLX brings a fast BLAS")
-def test_a_build_for_other_processors_is_left_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    has_avx512 = "avx512f" in Path("/proc/cpuinfo").read_text()
-    for core, is_avx512 in ((b"SKYLAKEX", True), (b"ZEN", False), (b"neoversen1", False)):
-        function = BuiltFor(core)
-        monkeypatch.setattr(accelerate.ctypes, "CDLL", lambda path, function=function: function)
-        obstacle = accelerate.find_obstacle(tmp_path)
-        if is_avx512 and not has_avx512:
-            assert obstacle
-            assert "SKYLAKEX" in obstacle[0]
-            assert "cmeel-openblas==0.3.29" in obstacle[1]
-        else:
-            assert obstacle is None
+@pytest.mark.parametrize(
+    ("core", "flags", "is_opened"),
+    [
+        ("SKYLAKEX", "avx avx2", False),
+        ("SkylakeX", "avx avx2", False),
+        ("SKYLAKEX", "avx avx2 avx512f", True),
+        ("ZEN", "avx avx2", True),
+        ("neoversen1", "", True),
+    ],
+)
+def test_a_build_for_other_processors_is_left_closed(
+    core: str, flags: str, is_opened: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def open_library(path: str, mode: int = os.RTLD_LOCAL) -> OpenBLAS:
+        modes.append(mode)
+        return OpenBLAS(core)
+
+    modes: list[int] = []
+    monkeypatch.setattr(accelerate.ctypes, "CDLL", open_library)
+    monkeypatch.setattr(accelerate, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(accelerate, "BLAS", None)
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    assert (accelerate.preload_blas() is not None) == is_opened
+    assert (os.RTLD_GLOBAL in modes) == is_opened, "MLX would call it"
+    if not is_opened:
+        assert core in doctor.blas().value
+        assert "pip install cmeel-openblas==0.3.29" in (doctor.blas().remedy or "")
 
 
 def test_doctor_says_what_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:

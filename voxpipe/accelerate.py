@@ -26,9 +26,10 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+CPU_INFO = Path("/proc/cpuinfo")
 AVX512_BUILDS = ("SKYLAKEX", "COOPERLAKE", "SAPPHIRERAPIDS")
 LACKING = "install the Fortran library that it needs, for example: sudo apt install libgfortran5"
-OTHER_BUILD = f"install one for all processors with AVX2: {sys.executable} -m pip install cmeel-openblas==0.3.29"
+INSTALL = f"{sys.executable} -m pip install cmeel-openblas==0.3.29"
 
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
 if sys.platform.startswith("linux"):
@@ -53,8 +54,8 @@ def find_obstacle(path: Path) -> tuple[str, str] | None:
         return str(error), LACKING
     library.openblas_get_corename.restype = ctypes.c_char_p
     core = library.openblas_get_corename().decode()
-    if core.upper() in AVX512_BUILDS and "avx512f" not in Path("/proc/cpuinfo").read_text():
-        return f"it is built for {core}, and this processor has no AVX-512", OTHER_BUILD
+    if core.upper() in AVX512_BUILDS and "avx512f" not in CPU_INFO.read_text():
+        return f"it is built for {core}, and this processor has no AVX-512", f"install one for all with AVX2: {INSTALL}"
     return None
 
 

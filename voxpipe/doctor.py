@@ -91,8 +91,8 @@ def blas() -> Finding:
     if accelerate.BLAS is None:
         path = accelerate.find_blas()
         obstacle = accelerate.find_obstacle(path) if path else None
-        why, remedy = obstacle or ("", f"{sys.executable} -m pip install cmeel-openblas==0.3.29")
-        return Finding("BLAS", f"MLX's own, which is slow{': ' + why if why else ''}", remedy)
+        why, remedy = obstacle or ("OpenBLAS is not installed", accelerate.INSTALL)
+        return Finding("BLAS", f"MLX's own, which is slow: {why}", remedy)
     config = accelerate.BLAS.openblas_get_config
     config.restype = ctypes.c_char_p
     return Finding("BLAS", f"{config().decode()}, {accelerate.BLAS.openblas_get_num_threads()} thread(s)")

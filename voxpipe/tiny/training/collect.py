@@ -77,7 +77,7 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def write_list(directory: Path, name: str, clips: Iterable[tuple[np.ndarray, str, str, str, str]], kbit_s: int) -> None:
-    """Write `directory`/NAME.opus and append its rows to index.tsv.
+    """Write `directory`/NAME.opus and its rows in index.tsv, in place of the rows it had there.
 
     Args:
         clips: samples in [-1, 1] at 16 kHz, speaker, source, licence and text of each.
@@ -95,9 +95,9 @@ def write_list(directory: Path, name: str, clips: Iterable[tuple[np.ndarray, str
         command = ["opusenc", "--quiet", "--bitrate", str(kbit_s), str(joined), str(directory / f"{name}.opus")]
         subprocess.run(command, check=True)
     index = directory / "index.tsv"
-    is_new = not index.exists()
-    with open(index, "a", encoding="utf-8") as file:
-        file.writelines("\t".join(row) + "\n" for row in [COLUMNS, *rows][not is_new :])
+    before = index.read_text(encoding="utf-8").splitlines() if index.exists() else ["\t".join(COLUMNS)]
+    others = [line for line in before if not line.startswith(f"{name}.opus\t")]
+    index.write_text("\n".join([*others, *("\t".join(row) for row in rows)]) + "\n", encoding="utf-8")
 
 
 def align_clip(decoder: "object", clip: Clip) -> list[tuple[str, float, float]]:

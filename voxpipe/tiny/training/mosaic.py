@@ -27,7 +27,7 @@ SPEAKER_COST = 0.5  # besides, where the speaker changes
 CAST_FRAMES = 45_000  # 15 minutes
 ALONE_FRAMES = 15_000  # 5 minutes: whoever has spoken that long can retell alone
 ALONE_SHARE = 0.15  # of the casts
-READERS_SHARE = 0.5  # the same
+READERS_SHARE = 0.5  # of the casts have readers alone
 BLOCK = 64  # frames of one speaker that are searched together
 FADE = 80  # samples on either side of a join
 LEVEL = 0.07 * 32768  # RMS of a recording
@@ -63,12 +63,12 @@ class Mosaic:
 
     Args:
         directory: folder of `lists`, those recordings to take pieces from.
-        readers: lists of native speakers who read whole sentences.
+        readers: those of `lists` with native speakers who read whole sentences; all by default.
     """
 
     def __init__(self, teacher: Teacher, directory: Path, lists: list[str], readers: Collection[str] = ()) -> None:
         self.teacher, self.device = teacher, teacher.device
-        self.lists, self.readers = lists, readers or lists
+        self.readers = tuple(f"{name}/" for name in readers or lists)
         self.recordings: dict[str, list[range]] = defaultdict(list)  # frames, by speaker
         audio: list[np.ndarray] = []
         n_frames = 0
@@ -93,16 +93,11 @@ class Mosaic:
         return F.normalize((heard - self.mean) / self.deviation, dim=-1).to(self.teacher.type)
 
     def draw_cast(self, choose: random.Random, without: Collection[str] = ()) -> Cast:
-        """Draw recordings of one speaker, or of as many as it takes, up to `CAST_FRAMES`; nobody named in `without`.
-
-        Half of the casts are `readers` alone.
-        """
+        """Draw recordings of one speaker, or of as many as it takes, up to `CAST_FRAMES`; nobody named in `without`."""
         chosen: list[tuple[range, int]] = []
-        lists = self.readers if choose.random() < READERS_SHARE else self.lists
-        names, left = (
-            [name for name in self.recordings if name not in without and name.split("/")[0] in lists],
-            CAST_FRAMES,
-        )
+        names, left = [name for name in self.recordings if name not in without], CAST_FRAMES
+        if choose.random() < READERS_SHARE:
+            names = [name for name in names if name.startswith(self.readers)]
         choose.shuffle(names)
         alone = [name for name in names if sum(map(len, self.recordings[name])) >= ALONE_FRAMES]
         if alone and choose.random() < ALONE_SHARE:

@@ -118,6 +118,7 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
             mix = json.loads(self.mix_path.read_text())
             self.sources = [source for source in mix if self.recorded.get(source) or self.synthetic.get(source)]
             self.shares = [mix[source] for source in self.sources]
+            self.short_sources = [source for source in self.sources if source in SHORT_SOURCES]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
@@ -137,9 +138,8 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
         at = int(SAMPLE_RATE * choose.uniform(0, 1.2)) if choose.random() < 0.65 else 0
         if choose.random() >= 0.05:  # else: noise or music alone
             favourite = choose.choices(self.sources, self.shares)[0]
-            short = [source for source in self.sources if source in SHORT_SOURCES]
-            if short and choose.random() < SHORT_START:
-                at = self._add_block(choose, choose.choice(short), at, limit, pieces, words)
+            if self.short_sources and choose.random() < SHORT_START:
+                at = self._add_block(choose, choose.choice(self.short_sources), at, limit, pieces, words)
             while at < limit - SAMPLE_RATE // 2 and len(pieces) < MAX_PIECES:
                 if choose.random() < 0.5:
                     favourite = choose.choices(self.sources, self.shares)[0]
