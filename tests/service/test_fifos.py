@@ -198,45 +198,52 @@ def test_hurried_writers_lose_nothing(fifo: Path, small: Path) -> None:
 
 
 @pytest.mark.parametrize("stays", [True, False])
+@pytest.mark.parametrize("moment", ["before open", "after open", "after look"])
 def test_a_writer_who_comes_between_two_streams_is_heard(
-    fifo: Path, small: Path, stays: bool, monkeypatch: pytest.MonkeyPatch
+    fifo: Path, small: Path, moment: str, stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process, so that he comes at the very moment: when one stream has ended and the next is not yet awaited."""
-    came: list[int] = []
+    came: list[int] = []  # the descriptor of that writer
     opened: list[str] = []
     real_open, real_waiting = os.open, reader.n_waiting_bytes
 
-    def come() -> int:
-        came.append(real_open(fifo, os.O_WRONLY | os.O_NONBLOCK))  # fails where nobody reads
-        os.write(came[0], bytes(6_400))
-        return came[0]
+    def come() -> None:
+        if not came:
+            came.append(real_open(fifo, os.O_WRONLY | os.O_NONBLOCK))  # fails where nobody reads
+            os.write(came[0], bytes(6_400))
+            if not stays:
+                os.close(came[0])
 
     def open_late(path: str, flags: int, *rest: int) -> int:
         opened.append(path)
-        if opened.count(str(fifo)) != 2 or came:
-            return real_open(path, flags, *rest)
-        writer = come()
-        descriptor = real_open(path, flags, *rest)
-        os.close(writer)
-        return descriptor
+        if opened.count(str(fifo)) == 2 and moment == "before open":
+            come()
+        return real_open(path, flags, *rest)
 
     def look_late(pipe: int) -> int:
-        if not came:
-            os.close(come())
-        return real_waiting(pipe)
+        if moment == "after open":
+            come()
+        n_waiting = real_waiting(pipe)
+        if moment == "after look":
+            come()
+        return n_waiting
 
-    if stays:
-        monkeypatch.setattr(os, "open", open_late)
-    else:
-        monkeypatch.setattr(reader, "n_waiting_bytes", look_late)
+    monkeypatch.setattr(os, "open", open_late)
+    monkeypatch.setattr(reader, "n_waiting_bytes", look_late)
     output = io.BytesIO()
     is_over = threading.Event()
 
+    def wait_for(text: bytes, n_times: int) -> None:
+        deadline = time.monotonic() + 10
+        while output.getvalue().count(text) < n_times and time.monotonic() < deadline and not is_over.wait(0.005):
+            pass
+
     def write() -> None:
         send(fifo, bytes(3_200))
-        deadline = time.monotonic() + 10
-        while output.getvalue().count(b'"done"') < 2 and time.monotonic() < deadline and not is_over.wait(0.005):
-            pass
+        wait_for(b"in.pcm#2", 1)
+        if stays and came:
+            os.close(came[0])
+        wait_for(b'"done"', 2)
         if not is_over.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 

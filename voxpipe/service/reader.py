@@ -187,22 +187,27 @@ class Reader(threading.Thread):
             self._loop.wakeup.set()
 
     def _open(self, previous: int | None) -> int:
-        """Open the source, of a named pipe when a writer comes.
+        """Open the source, of a named pipe when a writer comes: the first opens it, a later one has written or gone.
 
-        The descriptor of the writer before stays open until then: one who came in between would find no reader.
+        The descriptor of the writer before stays open until the next one is: who came in between would find no reader.
         """
         if self._path == "-":
             return 0
         if self._inherited is not None:
             select.select([self._inherited, self._stop_read], [], [])
             return os.dup(self._inherited) if previous is None else previous
-        if previous is not None and n_waiting_bytes(previous):  # the next writer has come and gone
-            return previous
-        descriptor = os.open(self._path, os.O_RDONLY)
+        if previous is None:
+            descriptor = os.open(self._path, os.O_RDONLY)
+        else:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)  # else one who comes and goes now goes unseen
+            if n_waiting_bytes(previous):  # the next writer has come; if he has gone too, only `previous` tells his end
+                os.close(descriptor)
+                return previous
+            os.close(previous)
+            os.set_blocking(descriptor, True)
+            select.select([descriptor, self._stop_read], [], [])
         if self._place is not None:
             self._place = os.fstat(descriptor)
-        if previous is not None:
-            os.close(previous)
         return descriptor
 
     def _read(self, descriptor: int, stream: Stream) -> None:
