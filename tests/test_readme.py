@@ -31,7 +31,7 @@ def test_begins_with_two_commands() -> None:
         assert block.count("\n") == 1
         assert "python3 -m venv" in block
     assert main_job.rstrip().endswith("| .venv/bin/voxpipe")
-    assert tests.rstrip().endswith("-m pytest")
+    assert tests.rstrip().endswith("-m pytest -n 2")
 
 
 def test_main_job_prints_what_is_shown() -> None:

@@ -24,6 +24,7 @@ def test_folders_beside_live_streams(tmp_path: Path) -> None:
         # 1. a live stream has its text while a folder is worked at
         wait_until(lambda: daemon.status()["folders"][0]["in_work"])
         assert words(text_of(daemon.ask(s16le(BEACH)))) == said(BEACH)
+        wait_until(lambda: "socket" not in [stream["source"] for stream in daemon.status()["streams"]])
         assert daemon.status()["streams"] == []  # a recording is none
         # 2. another folder is named, which is not there yet, and the first one no more
         config = daemon.config.read_text()
