@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Speaks, trains and watches at once, on the CUDA devices of one host: steps 5 and 6 of README.md.
 #
-#   run.sh KOKORO RUN INITIAL SECONDS [DELAY]
+#   run.sh KOKORO RUN INITIAL SECONDS [DELAY [options of train]]
 #
 # KOKORO is the synthesiser's pack. RUN holds sentences.tsv.xz, whisper.safetensors and recorded/ (index.tsv, .opus and .words.json
 # of the lists), and gets logs and states. INITIAL is a state or a checkpoint's model.safetensors. Training begins DELAY
 # seconds from now (100: what loading and compiling takes) and ends SECONDS after that. The first SPEAKERS devices (1) speak,
-# most of it retold (`mosaic`), the others train; until training begins they speak too. Copy RUN/out away as its states appear:
-# they are all that is left of a run that is cut off.
+# most of it retold (`mosaic`), the others train; until training begins they speak too. With SPEAKERS=0 all of them do both in
+# turn. Copy RUN/out away as its states appear: they are all that is left of a run that is cut off.
 set -euo pipefail
 kokoro=$1 run=$2 initial=$3 begin=$(($(date +%s) + ${5:-100})) here=$(cd "$(dirname "$0")" && pwd)
 until=$((begin + $4))
@@ -41,5 +41,5 @@ CUDA_VISIBLE_DEVICES=$trainers OMP_NUM_THREADS=2 python3 -m torch.distributed.ru
   --nproc-per-node "$(tr ',' '\n' <<< "$trainers" | wc -l)" -m training.train --synthetic "$run/synthetic" \
   --recorded "$run/recorded" --lists "${lists[@]}" "${actors[@]}" other-engines --teacher "$run/whisper.safetensors" --pieces "$here/pieces.json" \
   --mix "$here/mix.json" --initial "$initial" --out "$run/out" --begin "$begin" --until "$until" --bank-hours 110 \
-  --workers 10 --save-s 60 2>&1 | tee "$run/train.log"
+  --workers 10 --save-s 60 "${@:6}" 2>&1 | tee "$run/train.log"
 wait

@@ -117,10 +117,14 @@ def _weighted(voices: list[str], first_weights: list[float]) -> dict[str, float]
 
 
 def draw_delivery(choose: random.Random, english: list[str], foreign: list[str]) -> Delivery:
-    """Draw how an utterance is spoken; about one in eight is far from ordinary speech."""
+    """Draw how an utterance is spoken.
+
+    About one in eight is far from ordinary speech; one in four keeps the synthesiser's own rhythm and articulation.
+    """
     prosody = draw_blend(choose, english, foreign)
     timbre = draw_blend(choose, english, foreign) if choose.random() < 0.45 else prosody
     wide = choose.random() < 0.15
+    even = choose.random() < 0.25
     return Delivery(
         prosody=prosody,
         timbre=timbre,
@@ -128,11 +132,11 @@ def draw_delivery(choose: random.Random, english: list[str], foreign: list[str])
         speed=min(1.5, max(0.65, choose.gauss(1.03, 0.17))),
         pitch=choose.uniform(0.65, 1.5) if wide else math.exp(choose.gauss(0.0, 0.12)),
         pitch_range=choose.uniform(0.4, 1.6),
-        rhythm=choose.uniform(0.0, 0.45),
-        word_rhythm=choose.uniform(0.0, 0.5),
-        drift=choose.uniform(0.0, 0.3),
-        haste=choose.uniform(0.7, 1.05),
-        blur=choose.uniform(0.1, MOST_BLUR) if choose.random() < 0.6 else 0.0,
+        rhythm=0.0 if even else choose.uniform(0.0, 0.45),
+        word_rhythm=0.0 if even else choose.uniform(0.0, 0.5),
+        drift=0.0 if even else choose.uniform(0.0, 0.3),
+        haste=1.0 if even else choose.uniform(0.7, 1.05),
+        blur=0.0 if even or choose.random() < 0.4 else choose.uniform(0.1, MOST_BLUR),
     )
 
 
