@@ -54,8 +54,11 @@ class DaskCluster:
 
     def ask(self, question: Any) -> dict[str, Any]:
         """What a function of a worker's `Worker` says on each of them, by their names."""
-        names = {address: facts["name"] for address, facts in self.client.scheduler_info()["workers"].items()}
-        return {str(names[address]): answer for address, answer in self.client.run(question).items()}
+
+        def ask_one(dask_worker: Any) -> tuple[str, Any]:
+            return str(dask_worker.name), question(dask_worker)
+
+        return dict(self.client.run(ask_one).values())
 
     def log(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text()
