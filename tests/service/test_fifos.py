@@ -232,6 +232,7 @@ def test_a_writer_who_comes_between_two_streams_is_heard(
     monkeypatch.setattr(reader, "n_waiting_bytes", look_late)
     output = io.BytesIO()
     is_over = threading.Event()
+    ended_by_themselves: list[int] = []
 
     def wait_for(text: bytes, n_times: int) -> None:
         deadline = time.monotonic() + 10
@@ -244,6 +245,7 @@ def test_a_writer_who_comes_between_two_streams_is_heard(
         if stays and came:
             os.close(came[0])
         wait_for(b'"done"', 2)
+        ended_by_themselves.append(output.getvalue().count(b'"done"'))
         if not is_over.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -252,6 +254,7 @@ def test_a_writer_who_comes_between_two_streams_is_heard(
     assert Listener([str(fifo)], AudioOptions(), StreamOptions(), JsonLines(output)).run(lambda: load(small)) == EX_OK
     is_over.set()
     writer.join()
+    assert ended_by_themselves == [2]  # a stream that hangs ends when the process is told to
     ends = [event for event in parse(output.getvalue()) if event["type"] == "done"]
     assert [(end["stream"], end["audio_s"]) for end in ends] == [("in.pcm#1", 0.1), ("in.pcm#2", 0.2)]
 
