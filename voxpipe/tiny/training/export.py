@@ -1,19 +1,20 @@
 """Checkpoints: from a training state to the mlx-audio layout and back.
 
 A checkpoint folder holds config.json, model.safetensors (float16, convolutions as (out, kernel, in)) and tekken.json.
-Quantization to 8 bits is the loader's or packager's work; `round_as_stored` shows here what it does to the weights. `ada_down`
+Quantization is the loader's or packager's work; `round_as_stored` shows here what it does to the weights. `ada_down`
 stays unquantized everywhere: mlx-audio casts the delay vector to that weight's type.
 
-    python -m training.export PIECES.json CHECKPOINT_DIR STATE.pt[=SHARE] ...
+    python -m training.export PIECES.json CHECKPOINT_DIR STATE[=SHARE] ...
 """
 
 import argparse
 import base64
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -68,7 +69,7 @@ def read_checkpoint(directory: Path, *, bits: int = 0) -> Network:
 
 
 def load_tensors(network: Network, tensors: dict[str, Tensor], *, bits: int = 0) -> None:
-    """Load tensors in checkpoint layout, plain or at 8 bits, into a network; every exported weight must be there."""
+    """Load tensors in checkpoint layout, plain or quantized, into a network; every exported weight must be there."""
     own = {}
     for name, tensor in tensors.items():
         stem = name.removesuffix(".weight")
@@ -87,8 +88,10 @@ def load_tensors(network: Network, tensors: dict[str, Tensor], *, bits: int = 0)
 
 
 def dequantize(packed: Tensor, scales: Tensor, lows: Tensor) -> Tensor:
-    """Return a matrix that is stored as four 8-bit levels in each uint32, with a scale and a low for each group of 64."""
-    levels = packed.view(torch.uint8).reshape(*scales.shape, GROUP_SIZE).float()
+    """Return a matrix stored as levels of so many bits, one behind the other, with a scale and a low for each group of 64."""
+    stored = np.unpackbits(packed.numpy().view(np.uint8), axis=1, bitorder="little")
+    n_bits = stored.shape[1] // (scales.shape[1] * GROUP_SIZE)
+    levels = torch.from_numpy(stored).reshape(*scales.shape, GROUP_SIZE, n_bits).float() @ 2.0 ** torch.arange(n_bits)
     return (levels * scales.float()[..., None] + lows.float()[..., None]).flatten(1)
 
 
@@ -205,23 +208,44 @@ def read_state(path: Path) -> tuple[Network, dict[str, Any]]:
     return network, state
 
 
+@torch.no_grad()
+def widen(network: Network, dec_ffn: int, like: Network | None = None) -> Network:
+    """Return a network that computes the same, with wider feed-forward layers in the decoder.
+
+    Nothing is read yet of what the new units say; what they listen to is random, or as in `like`.
+    """
+    wide = Network(replace(network.c, dec_ffn=dec_ffn))
+    if like:
+        wide.load_state_dict(like.state_dict())
+    weights = wide.state_dict()
+    for name, weight in network.state_dict().items():
+        if weights[name].shape != weight.shape and name.endswith("w2.weight"):
+            weights[name].zero_()
+        weights[name][tuple(slice(n) for n in weight.shape)] = weight
+    return wide
+
+
 def average_states(paths: list[Path], shares: list[float]) -> Network:
-    """Return the network whose weights are the mean of training states, weighed by shares that sum to 1."""
-    networks = [read_state(path)[0] for path in paths]
-    states = [network.state_dict() for network in networks]
+    """Return the network whose weights are the mean of states or checkpoints, weighed by shares that sum to 1."""
+    networks = [read_state(path)[0] if path.suffix == ".pt" else read_checkpoint(path) for path in paths]
+    widest = max(networks, key=lambda network: network.c.dec_ffn)
+    states = [
+        (network if network.c == widest.c else widen(network, widest.c.dec_ffn, widest)).state_dict()
+        for network in networks
+    ]
     mean = {
         name: torch.stack([share * state[name] for share, state in zip(shares, states, strict=True)]).sum(0)
         for name in states[0]
     }
-    networks[0].load_state_dict(mean)
-    return networks[0]
+    widest.load_state_dict(mean)
+    return widest
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="export one training state or the mean of several")
     parser.add_argument("pieces", type=Path, help="BPE merges")
     parser.add_argument("out", type=Path, help="checkpoint folder")
-    parser.add_argument("states", nargs="+", help="STATE.pt or STATE.pt=SHARE")
+    parser.add_argument("states", nargs="+", help="STATE.pt or a checkpoint folder, or either with =SHARE behind it")
     parser.add_argument("--state", type=Path, help="also write the mean as a training state")
     options = parser.parse_args()
     split = [state.partition("=") for state in options.states]

@@ -374,7 +374,7 @@ def work(
     random.Random(options.seed).shuffle(order)
     mine, done, part, n_samples, began = order[options.shard :: options.n_shards], 0, 0, 0, time.time()
     while time.time() < options.until and (not options.limit or done < options.limit):
-        size = options.limit or min(ROUND_SENTENCES, 1000 * (part + 1))  # short rounds first: speech is awaited
+        size = options.limit or min(ROUND_SENTENCES, 200 * 2**part)  # short rounds first: speech is awaited
         if done + size > len(mine):
             choose.shuffle(mine)
             done = 0

@@ -22,13 +22,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .augment import corrupt_inputs, degrade, fetch_audio, views, warp_and_mask
 from .bank import SAMPLE_RATE, Bank, load_recorded
-from .export import load_tensors, read_state, save_state
+from .export import read_checkpoint, read_state, save_state, widen
 from .network import (
     LEFT_PAD,
     PAD,
@@ -95,13 +94,13 @@ class Trainer:
             )
         teacher = Teacher.load(options.teacher, self.device) if options.teacher else None
         config.teacher_dim = teacher.dim if teacher else config.teacher_dim
-        if options.initial and options.initial.suffix == ".pt":
-            self.network = read_state(options.initial)[0].to(self.device)
-            config = self.network.c
-        else:
-            self.network = Network(config).to(self.device)
-            if options.initial:
-                load_tensors(self.network, load_file(options.initial))
+        network = Network(config)
+        if options.initial:
+            is_state = options.initial.suffix == ".pt"
+            network = read_state(options.initial)[0] if is_state else read_checkpoint(options.initial)
+        if options.decoder_ffn > network.c.dec_ffn:
+            network = widen(network, options.decoder_ffn)
+        self.network, config = network.to(self.device), network.c
         if self.n_ranks > 1:
             for weight in self.network.parameters():
                 dist.broadcast(weight.data, 0)
@@ -369,7 +368,8 @@ def main() -> None:
     parser.add_argument("--teacher-weight", type=float, default=0.5)
     parser.add_argument("--pieces", type=Path, required=True, help="BPE merges")
     parser.add_argument("--mix", type=Path, required=True, help="JSON {source: share of the time}")
-    parser.add_argument("--initial", type=Path, help="model.safetensors or training state (.pt) to start from")
+    parser.add_argument("--initial", type=Path, help="checkpoint folder or training state (.pt) to start from")
+    parser.add_argument("--decoder-ffn", type=int, default=0, help="widen the decoder's feed-forward layers to this")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--begin", type=float, required=True, help="Unix time at which training starts")
     parser.add_argument("--until", type=float, required=True, help="Unix time at which it ends")
