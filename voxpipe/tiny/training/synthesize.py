@@ -54,7 +54,7 @@ RETOLD_TOGETHER = 24
 COMMANDS_REPEATED = 8  # digits and commands are spoken so often, each time by another speaker
 N_SILENT_IDS = 17  # pads and punctuation in the synthesiser's vocabulary
 ACCENTED = 0.12  # share of the sentences with the sounds of another accent
-SPOKEN_FREELY = 0.5  # share of the sentences pronounced as people were heard to; of more than three words
+SPOKEN_FREELY = 0.6  # share of the sentences pronounced as people were heard to; of more than three words
 GROUPS = {"native": (0.85, 1.1), "foreign": (0.15, 0.7)}  # their share among these, and the most of their changes
 
 # Substitutions that keep the length of the phoneme string, so that word spans stay valid: (from, to, chance of each).
