@@ -24,19 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .augment import PHONEME_LAG
 from .bank import FRAME_SAMPLES
 from .collect import read_list
 from .export import read_checkpoint
 from .network import LEFT_PAD, TOKEN_SAMPLES, LogMel, Network, masked_attention, window_mask
 from .ring import read_shard
+from .teacher import HOP
 from .text import Sentence, SpokenWord, build_sentence, phoneme_spans
 
 MARKS = "ˈˌː"  # stress and length: they belong to a phoneme and are none
 NOTHING = "-"
 VOWELS = frozenset("aeiouyAIOQWYɑɐɒæəɚɛɜɪɨᵻʊʌɔᵊ")
 EDGE = "|"  # what stands beside the first and the last phoneme of an utterance
-FRAME = 320  # samples of one encoder frame
-LAG = 1440  # samples by which the labels trail, so that the causal encoder has heard them
 FLOOR = 0.02  # likelihood of a phoneme of which nothing is heard
 SKIP = -3.0  # log likelihood of a phoneme left out
 LEAST_WORDS = 25  # times a pronunciation must have been heard to be varied as a whole
@@ -64,9 +64,9 @@ class Listener:
     @torch.no_grad()
     def layers(self, samples: np.ndarray) -> Tensor:
         """Return the middle and the last layer (n_frames, 2 dim) for int16 samples."""
-        audio = F.pad(torch.from_numpy(samples.astype(np.float32) / 32768), (LEFT_PAD * TOKEN_SAMPLES, LAG))
+        audio = F.pad(torch.from_numpy(samples.astype(np.float32) / 32768), (LEFT_PAD * TOKEN_SAMPLES, PHONEME_LAG))
         audio = F.pad(audio, (0, -len(audio) % TOKEN_SAMPLES))[None]
-        n_frames = audio.shape[1] // FRAME
+        n_frames = audio.shape[1] // HOP
         mask = window_mask(n_frames, n_frames, self.network.c.enc_window, audio.device)
         _, last, middle = self.network.encoder(self.mel(audio), masked_attention(mask))
         layers = torch.cat((F.rms_norm(middle[0], middle.shape[-1:]), F.rms_norm(last[0], last.shape[-1:])), 1)
@@ -77,7 +77,7 @@ class Listener:
         inputs, labels = [], []
         for samples, frames in speech:
             layers = self.layers(samples)
-            at = (np.arange(len(layers)) * FRAME + FRAME - LAG) // FRAME_SAMPLES
+            at = (np.arange(len(layers)) * HOP + HOP - PHONEME_LAG) // FRAME_SAMPLES
             inside = (at >= 0) & (at < len(frames))
             inputs.append(layers[inside])
             labels.append(torch.from_numpy(frames[at[inside]].astype(np.int64)))
