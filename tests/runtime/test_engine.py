@@ -1,5 +1,6 @@
 """The engine's one promise: a stream gets what it gets alone, whoever comes and goes beside it."""
 
+import gc
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -327,6 +328,7 @@ def test_memory_of_a_stream_is_that_of_its_rings(small: Transcriber) -> None:
             session.close()
         while engine.turn():
             pass
+        gc.collect()  # sessions of other tests, which might go in between
         mx.clear_cache()
         sizes.append(mx.get_active_memory())
         assert all(len(tray.free_rows) == tray.n_rows for tray in trays.values())
