@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,15 +46,34 @@ def read_index(directory: Path, name: str) -> list[dict[str, str]]:
         return [row for row in rows if row["file"] == f"{name}.opus"]
 
 
-def read_clips(directory: Path, name: str) -> list[Clip]:
-    """Return every clip of list `name` without word times."""
+def decode(directory: Path, name: str) -> np.ndarray:
+    """Return the samples of list `name`, from `name`.npy where `decode_ahead` has put it."""
+    if (directory / f"{name}.npy").exists():
+        return np.load(directory / f"{name}.npy")
     samples, rate = soundfile.read(directory / f"{name}.opus", dtype="int16")
     if rate != SAMPLE_RATE:
         raise ValueError(f"{name}.opus has {rate} samples a second; convert it to {SAMPLE_RATE}")
+    return samples
+
+
+def decode_ahead(directory: Path, names: list[str]) -> None:
+    """Decode lists side by side and keep them: every process of a run reads them, and each would take a minute and more."""
+
+    def keep(name: str) -> None:
+        np.save(directory / f"{name}.part.npy", decode(directory, name))
+        (directory / f"{name}.part.npy").rename(directory / f"{name}.npy")
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(keep, [name for name in names if not (directory / f"{name}.npy").exists()]))
+
+
+def read_clips(directory: Path, name: str) -> list[Clip]:
+    """Return every clip of list `name` without word times."""
+    samples = decode(directory, name)
     clips = []
     for row in read_index(directory, name):
-        start = round(float(row["start_s"]) * rate)
-        stop = start + round(float(row["dur_s"]) * rate)
+        start = round(float(row["start_s"]) * SAMPLE_RATE)
+        stop = start + round(float(row["dur_s"]) * SAMPLE_RATE)
         clips.append(Clip(samples[start:stop], row["text"], row["speaker"]))
     return clips
 

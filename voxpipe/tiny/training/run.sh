@@ -20,6 +20,8 @@ n_speakers=${SPEAKERS:-1} n_workers=${WORKERS:-3}
 trainers=$([ "$n_devices" -gt "$n_speakers" ] && seq -s, "$n_speakers" $((n_devices - 1)) || echo 0)
 export PYTHONPATH=$(dirname "$here") PYTHONUNBUFFERED=1 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 mkdir -p "$run/synthetic" "$run/out"
+python3 -c 'import sys, pathlib, training.collect as c; c.decode_ahead(pathlib.Path(sys.argv[1]), sys.argv[2:])' \
+  "$run/recorded" "${lists[@]}" "${actors[@]}" other-engines
 
 speak() { # DEVICE END
   local worker
