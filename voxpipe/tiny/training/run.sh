@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Speaks, trains and watches at once, on the CUDA devices of one host: steps 6 and 7 of README.md.
+# Speaks, trains and watches at once, on the CUDA devices of one host: steps 5 and 6 of README.md.
 #
 #   run.sh KOKORO RUN INITIAL SECONDS [DELAY [options of train]]
 #
@@ -9,7 +9,7 @@
 # the time, half of it retold (`mosaic`), the others train; until training begins they speak too. With SPEAKERS=0 all of
 # them do both in turn, and without a device to spare nobody watches. Copy RUN/out away as its states appear: they are all that is
 # left of a run that is cut off. Every run speaks other sentences. WORKERS (3) processes speak on a device: each is bound by one core,
-# needs 12 to 15 GB of the device and 100 seconds before it speaks.
+# needs 12 to 15 GB of the device and half a minute before it speaks; three load a device fully.
 set -euo pipefail
 kokoro=$1 run=$2 initial=$3 begin=$(($(date +%s) + ${5:-100})) here=$(cd "$(dirname "$0")" && pwd)
 until=$((begin + $4))
@@ -27,7 +27,7 @@ speak() { # DEVICE END
   local worker
   for worker in $(seq 0 $((n_workers - 1))); do
     OMP_NUM_THREADS=2 python3 -m training.synthesize --kokoro "$kokoro" --sentences "$run/sentences.tsv.xz" \
-      --pieces "$here/pieces.json" --pronunciations "$here/pronunciations.json" --out "$run/synthetic" --device "cuda:$1" \
+      --pieces "$here/pieces.json" --out "$run/synthetic" --device "cuda:$1" \
       --seed $((begin % 100000 + $1)) --shard "$worker" --n-shards "$n_workers" --until "$2" --mosaic 0.5 --recorded "$run/recorded" \
       --lists "${lists[@]}" --readers train-librispeech --teacher "$run/whisper.safetensors" \
       --retell train-librispeech train-kathleen train-speechocean762 "${actors[@]}" > "$run/speak-$1-$worker.log" 2>&1 &

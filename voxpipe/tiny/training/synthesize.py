@@ -22,7 +22,7 @@ import random
 import sys
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ import torch.nn.functional as F
 from .bank import NO_PHONEME, TWIN
 from .collect import read_list
 from .mosaic import LAYERS, LEVEL, QUIET, Cast, Mosaic, speaker_of
-from .pronounce import Pronunciations
 from .teacher import Teacher
 from .templates import COMMAND_WORDS
 from .text import Sentence, WordPieces, build_sentence, read_rows, words_of
@@ -53,9 +52,7 @@ SENTENCES_A_RETELLING = 150  # synthetic ones for each batch of recorded clips t
 RETOLD_TOGETHER = 24
 COMMANDS_REPEATED = 8  # digits and commands are spoken so often, each time by another speaker
 N_SILENT_IDS = 17  # pads and punctuation in the synthesiser's vocabulary
-ACCENTED = 0.12  # share of the sentences with the sounds of another accent
-SPOKEN_FREELY = 0.6  # share of the sentences pronounced as people were heard to; of more than three words
-GROUPS = {"native": (0.85, 1.1), "foreign": (0.15, 0.7)}  # their share among these, and the most of their changes
+ACCENTED = 0.25  # share of the sentences with the sounds of another accent
 
 # Substitutions that keep the length of the phoneme string, so that word spans stay valid: (from, to, chance of each).
 ACCENTS: list[list[tuple[str, str, float]]] = [
@@ -157,17 +154,6 @@ def stretch_words(sentence: Sentence, delivery: Delivery, choose: random.Random)
         for k in range(word.start, word.stop):
             factors[1 + k] = factor
     return factors
-
-
-def pronounce(sentence: Sentence, people: dict[str, Pronunciations], choose: random.Random) -> Sentence:
-    """Return the sentence as some accent makes it, as people of a group pronounce, or as a dictionary has it."""
-    kind = choose.random()
-    if kind < ACCENTED:
-        return replace(sentence, phonemes=accent(sentence.phonemes, choose))
-    if people and kind < ACCENTED + SPOKEN_FREELY and len(sentence.words) > 3:
-        name = choose.choices(list(people), [GROUPS[name][0] for name in people])[0]
-        return people[name].vary(sentence, choose, choose.uniform(0.3, GROUPS[name][1]))
-    return sentence
 
 
 def accent(phonemes: str, choose: random.Random) -> str:
@@ -365,7 +351,6 @@ def work(
     noise = torch.Generator().manual_seed(1000 * options.seed + options.shard)
     pieces = WordPieces.load(options.pieces)
     clips = read_retellable(options.recorded, options.retell) if mosaic else []
-    people = Pronunciations.load(options.pronunciations) if options.pronunciations else {}
     order = []
     for i, row in enumerate(rows):
         words = words_of(row[1])
@@ -379,8 +364,7 @@ def work(
             choose.shuffle(mine)
             done = 0
         built = [build_sentence(*rows[i]) for i in mine[done : done + size]]
-        said = [pronounce(sentence, people, choose) for sentence in built if sentence]
-        chosen = sorted(said, key=lambda sentence: len(sentence.phonemes))
+        chosen = sorted((sentence for sentence in built if sentence), key=lambda sentence: len(sentence.phonemes))
         done += size
         items: list[tuple[Sentence, dict[str, Any]]] = []
         for start in range(0, len(chosen), 128):
@@ -388,6 +372,7 @@ def work(
             deliveries = [draw_delivery(choose, speaker.english, speaker.foreign) for _ in batch]
             tempi = [stretch_words(s, d, choose) for s, d in zip(batch, deliveries, strict=True)]
             phonemes = [sentence.phonemes for sentence in batch]
+            phonemes = [accent(p, choose) if choose.random() < ACCENTED else p for p in phonemes]
             items += list(zip(batch, speaker.plan(phonemes, deliveries, tempi, noise), strict=True))
         groups = group_by_length(items)
         choose.shuffle(groups)
@@ -425,7 +410,6 @@ def main() -> None:
     parser.add_argument("--sentences", type=Path, required=True, help=".tsv.xz of source, text, phonemes")
     parser.add_argument("--pieces", type=Path, required=True, help="BPE merges")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pronunciations", type=Path, help="how people pronounce (`pronounce`)")
     parser.add_argument("--mosaic", type=float, default=0.0, help="share of the batches retold with recorded speech")
     parser.add_argument("--recorded", type=Path, help="folder of index.tsv, Opus files, words.json, for --mosaic")
     parser.add_argument("--lists", nargs="*", default=[], help="lists in --recorded to take pieces from")
