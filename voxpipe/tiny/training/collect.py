@@ -47,12 +47,13 @@ def read_index(directory: Path, name: str) -> list[dict[str, str]]:
 
 
 def decode(directory: Path, name: str) -> np.ndarray:
-    """Return the samples of list `name`, from `name`.npy where `decode_ahead` has put it."""
-    if (directory / f"{name}.npy").exists():
-        return np.load(directory / f"{name}.npy")
-    samples, rate = soundfile.read(directory / f"{name}.opus", dtype="int16")
+    """Return the samples of list `name`: those that `decode_ahead` kept, unless the list has changed since."""
+    opus, kept = directory / f"{name}.opus", directory / f"{name}.npy"
+    if kept.exists() and kept.stat().st_mtime_ns > opus.stat().st_mtime_ns:
+        return np.load(kept)
+    samples, rate = soundfile.read(opus, dtype="int16")
     if rate != SAMPLE_RATE:
-        raise ValueError(f"{name}.opus has {rate} samples a second; convert it to {SAMPLE_RATE}")
+        raise ValueError(f"{opus.name} has {rate} samples a second; convert it to {SAMPLE_RATE}")
     return samples
 
 
@@ -64,7 +65,7 @@ def decode_ahead(directory: Path, names: list[str]) -> None:
         (directory / f"{name}.part.npy").rename(directory / f"{name}.npy")
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(keep, [name for name in names if not (directory / f"{name}.npy").exists()]))
+        list(pool.map(keep, names))
 
 
 def read_clips(directory: Path, name: str) -> list[Clip]:
