@@ -276,6 +276,17 @@ def warp_and_mask(mel: Tensor, warp: Tensor, first_frame: int, ease: float = 0.0
     return torch.cat((mel[:, :, :first_frame], torch.where(hidden, fill, body)), 2)
 
 
+def black_out(n_rows: int, n_tokens: int, device: torch.device) -> Tensor:
+    """Return which audio embeddings the decoder gets (n_rows, n_tokens), 1 or 0: a third of the rows lack a fifth of them."""
+    position = torch.arange(n_tokens, device=device)[None]
+    heard = torch.ones(n_rows, n_tokens, device=device)
+    for _ in range(10):
+        width = uniform(n_rows, 0, 14, device)
+        start = uniform(n_rows, LEFT_PAD, n_tokens, device)
+        heard *= (position < start) | (position >= start + width)
+    return torch.where(coin(n_rows, 0.33, device), heard, 1.0)
+
+
 def corrupt_inputs(inputs: Tensor, delay: Tensor, vocab: int) -> Tensor:
     """Replace some previous text tokens by others or by PAD and insert a few; the prompt stays as it is."""
     B, L = inputs.shape

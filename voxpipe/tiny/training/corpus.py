@@ -3,7 +3,7 @@
 Only sentences that can be spoken as they stand are kept: plain words and common punctuation, whole numbers below a
 million turned into words. A sentence that shares six words in a row with a text of the `dev-*` lists is left out.
 
-    python -m voxpipe.tiny.training.corpus OUT.tsv KIND=FILE ... --keep-apart INDEX.tsv [--limit KIND=N ...]
+    python -m voxpipe.tiny.training.corpus OUT.tsv KIND=FILE ... --keep-apart INDEX.tsv [--limit KIND=N ...] [--longest WORDS]
 
 KIND starts with the reader's name (prose, verses, cookies, glosses, definitions, rdata, descriptions), for example
 `prose-faq=secA.md`. Files may be gzipped.
@@ -23,7 +23,8 @@ from .text import words_of
 
 N_GRAM = 6
 SHORTEST, LONGEST = 3, 32  # words
-MOST_CHARACTERS = 190
+CHARACTERS_A_WORD = 6  # at most, on average
+LONG_VERSE = 190  # characters
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z])")
 SPEAKABLE = re.compile(r"[A-Za-z][A-Za-z',;:.!?\" -]*")
 ABBREVIATION = re.compile(r"\b(?:[A-Z]\.|[A-Z]{2,}|[a-z]\.[a-z]|etc|viz|esp|e\.g|i\.e|cf|Dr|Mr|Mrs|St)\b")
@@ -51,7 +52,7 @@ def verses(path: Path) -> Iterator[str]:
     """Yield the verses of lines such as `Ge1:1 In the beginning ...`; brackets around added words fall out."""
     for line in read_text(path).splitlines():
         verse = re.sub(r"[\[\]]", "", re.sub(r"^\S+\s", "", line))
-        yield from re.split(r"(?<=[:;.?!])\s+", verse) if len(verse) > MOST_CHARACTERS else [verse]
+        yield from re.split(r"(?<=[:;.?!])\s+", verse) if len(verse) > LONG_VERSE else [verse]
 
 
 def cookies(path: Path) -> Iterator[str]:
@@ -113,18 +114,22 @@ READERS: dict[str, Callable[[Path], Iterator[str]]] = {
 }
 
 
-def speakable(sentence: str, choose: random.Random) -> str | None:
-    """Return the sentence with its numbers in words, or None if it cannot be read out as it stands."""
+def speakable(sentence: str, choose: random.Random, longest: int = LONGEST) -> str | None:
+    """Return the sentence with its numbers in words, or None if it cannot be read out as it stands or has too many words."""
     sentence = sentence.replace("’", "'").replace("‘", "'").replace("“", '"').replace("”", '"')
     sentence = re.sub(r"\s+", " ", re.sub(r"[—–]|--+", ", ", sentence)).strip(" ;:,")
     for short, long in TITLES.items():
         sentence = sentence.replace(short, long)
     sentence = re.sub(r"\b\d{1,6}\b(?![.:,]\d)", lambda match: number_or_year(int(match[0]), choose), sentence)
     sentence = re.sub(r"\s+([,.;:!?])", r"\1", sentence)
-    if not SPEAKABLE.fullmatch(sentence) or ABBREVIATION.search(sentence) or len(sentence) > MOST_CHARACTERS:
+    if (
+        not SPEAKABLE.fullmatch(sentence)
+        or ABBREVIATION.search(sentence)
+        or len(sentence) > CHARACTERS_A_WORD * longest
+    ):
         return None
     n_words = len(sentence.split())
-    return sentence if SHORTEST <= n_words <= LONGEST else None
+    return sentence if SHORTEST <= n_words <= longest else None
 
 
 def number_or_year(n: int, choose: random.Random) -> str:
@@ -146,14 +151,16 @@ def held_out(index: Path) -> set[tuple[str, ...]]:
         return {gram for row in rows if row["file"].startswith("dev-") for gram in n_grams(row["text"])}
 
 
-def collect(sources: Iterable[tuple[str, Path]], apart: set[tuple[str, ...]], seed: int = 1) -> dict[str, list[str]]:
+def collect(
+    sources: Iterable[tuple[str, Path]], apart: set[tuple[str, ...]], longest: int = LONGEST, seed: int = 1
+) -> dict[str, list[str]]:
     """Return the speakable sentences of every kind in random order, each sentence once."""
     choose = random.Random(seed)
     seen: set[str] = set()
     found: dict[str, list[str]] = {}
     for kind, path in sources:
         for raw in READERS[kind.split("-")[0]](path):
-            sentence = speakable(raw, choose)
+            sentence = speakable(raw, choose, longest)
             if sentence is None or sentence.lower() in seen or not apart.isdisjoint(n_grams(sentence)):
                 continue
             seen.add(sentence.lower())
@@ -169,11 +176,12 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", help="KIND=FILE")
     parser.add_argument("--keep-apart", type=Path, required=True, help="index.tsv of the recorded lists")
     parser.add_argument("--limit", nargs="*", default=[], help="KIND=N: at most N sentences of this kind")
+    parser.add_argument("--longest", type=int, default=LONGEST, help="words of a sentence")
     options = parser.parse_args()
     sources = [(kind, Path(path)) for kind, _, path in (source.partition("=") for source in options.sources)]
     limits = {kind: int(n) for kind, _, n in (limit.partition("=") for limit in options.limit)}
     with open(options.out, "w", encoding="utf-8") as file:
-        for kind, sentences in collect(sources, held_out(options.keep_apart)).items():
+        for kind, sentences in collect(sources, held_out(options.keep_apart), options.longest).items():
             chosen = sentences[: limits.get(kind)]
             file.writelines(f"{kind}\t{sentence}\n" for sentence in chosen)
             print(f"{kind}: {len(chosen)} of {len(sentences)} sentences")

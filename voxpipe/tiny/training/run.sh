@@ -3,7 +3,7 @@
 #
 #   run.sh KOKORO RUN INITIAL SECONDS [DELAY [options of train]]
 #
-# KOKORO is the synthesiser's pack. RUN holds sentences.tsv.xz, whisper.safetensors and recorded/ (index.tsv, .opus and .words.json
+# KOKORO is the synthesiser's pack. RUN holds sentences.tsv.xz, reading.tsv.xz, whisper.safetensors and recorded/ (index.tsv, .opus and .words.json
 # of the lists), and gets logs and states. INITIAL is a state or a checkpoint folder. Training begins DELAY
 # seconds from now (100: what loading and compiling takes) and ends SECONDS after that. The first SPEAKERS devices (1) speak all
 # the time, half of it retold (`mosaic`), the others train; until training begins they speak too. With SPEAKERS=0 all of
@@ -43,6 +43,7 @@ fi
 CUDA_VISIBLE_DEVICES=$trainers OMP_NUM_THREADS=2 python3 -m torch.distributed.run \
   --nproc-per-node "$(tr ',' '\n' <<< "$trainers" | wc -l)" -m training.train --synthetic "$run/synthetic" \
   --recorded "$run/recorded" --lists "${lists[@]}" "${actors[@]}" other-engines --teacher "$run/whisper.safetensors" --pieces "$here/pieces.json" \
+  --texts "$run/sentences.tsv.xz" "$run/reading.tsv.xz" \
   --mix "$here/mix.json" --initial "$initial" --out "$run/out" --begin "$begin" --until "$until" --bank-hours 120 \
   --workers 10 --save-s 60 "${@:6}" 2>&1 | tee "$run/train.log"
 wait

@@ -2,8 +2,9 @@
 
 A sequence is LEFT_PAD tokens of silence and then `n_tokens - LEFT_PAD` tokens (80 ms each) of speech blocks with gaps.
 Synthetic blocks are mostly whole sentences. Recorded blocks are always random runs of words, half of them spliced from
-several clips of one speaker, so that no clip can be learned by heart. Runs on the CPU, in data-loader workers; the audio itself
-is fetched later from a bank on the accelerator, by the plan made here.
+several clips of one speaker, so that no clip can be learned by heart; where they are joined, the words follow each other in the
+training text too, if possible, lest recorded speech seem to make no sense. Runs on the CPU, in data-loader workers; the audio
+itself is fetched later from a bank on the accelerator, by the plan made here.
 
 Target rule: a word that ends in slot e = ceil(end / 80 ms) - 1 is due at output position LEFT_PAD + delay + e. If nothing is
 waiting, [STREAMING_WORD] and its pieces follow, one a slot; if earlier pieces still wait, its pieces follow directly.
@@ -23,6 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .bank import Utterance
 from .network import BOS, LEFT_PAD, PAD, TOKEN_SAMPLES, WORD
+from .reading import Texts
 from .ring import SegmentReader
 
 DELAYS = [6] * 10 + [1, 2, 3, 3, 4, 4, 5, 5, 7, 8, 9, 10, 11, 12, 12, 13, 14, 15, 30, 30]
@@ -30,6 +32,7 @@ MAX_PIECES = 48
 SHORT_SOURCES = ("synthetic-command", "synthetic-short", "train-commands", "train-wakewords", "train-wakewords2")
 SHORT_START = 0.3  # of the sequences begin with one of these: a stream of one word has only its beginning
 SUDDEN = 0.5  # of the sequences that begin with speech leave out what lies before its first sound
+SPLICE_TRIES = 40  # runs drawn until one begins with a word that may follow
 MAX_CTC_TOKENS = 200
 IGNORED = -100
 SAMPLE_RATE = 16000
@@ -79,6 +82,14 @@ def emit(words: list[tuple[float, list[int]]], delay: int, n_tokens: int) -> np.
     return targets
 
 
+def previous(targets: np.ndarray, delay: int) -> np.ndarray:
+    """Return the token before each position: the prompt, then the targets."""
+    inputs = np.full(len(targets), PAD, np.int64)
+    inputs[0] = BOS
+    inputs[LEFT_PAD + delay + 1 :] = targets[LEFT_PAD + delay : -1]
+    return inputs
+
+
 class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
     """Endless batches of sequence plans.
 
@@ -87,12 +98,21 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
         index: folder in which the ring tells what synthetic speech there is.
         mix_path: JSON {source: share of the time}; read again when it changes, so the mix may be edited while
             training runs. A source of which there is nothing is skipped.
+        texts: for sequences of reading, and for what may be spliced; without them there is no reading, and anything may.
     """
 
     def __init__(
-        self, recorded: list[Utterance], index: Path, mix_path: Path, *, batch_size: int, n_tokens: int, seed: int
+        self,
+        recorded: list[Utterance],
+        index: Path,
+        mix_path: Path,
+        *,
+        batch_size: int,
+        n_tokens: int,
+        seed: int,
+        texts: Texts | None = None,
     ) -> None:
-        self.mix_path = mix_path
+        self.mix_path, self.texts = mix_path, texts
         self.batch_size, self.n_tokens, self.seed = batch_size, n_tokens, seed
         self.ring = SegmentReader(index)
         self.recorded: dict[str, list[Utterance]] = defaultdict(list)
@@ -125,7 +145,24 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
         choose = random.Random(self.seed * 1000 + (worker.id if worker else 0))
         while True:
             self._refresh()
-            yield collate([self.plan(choose) for _ in range(self.batch_size)])
+            plan = collate([self.plan(choose) for _ in range(self.batch_size)])
+            yield plan | self._reading(choose, self.batch_size if self.texts else 0)
+
+    def _reading(self, choose: random.Random, n_rows: int) -> dict[str, torch.Tensor]:
+        """Return sequences of reading: "read_targets" and "read_inputs" (n_rows, n_tokens), "read_delay" (n_rows,)."""
+        delays = [choose.choice(DELAYS) for _ in range(n_rows)]
+        targets = np.full((n_rows, self.n_tokens), IGNORED, np.int64)
+        inputs = np.full((n_rows, self.n_tokens), PAD, np.int64)
+        for row, delay in enumerate(delays):
+            assert self.texts is not None
+            words = self.texts.read(choose, self.n_tokens * TOKEN_SAMPLES / SAMPLE_RATE)
+            targets[row] = emit([(end * SAMPLE_RATE, ids) for end, ids in words], delay, self.n_tokens)
+            inputs[row] = previous(targets[row], delay)
+        return {
+            "read_targets": torch.from_numpy(targets),
+            "read_inputs": torch.from_numpy(inputs),
+            "read_delay": torch.tensor(delays, dtype=torch.float32),
+        }
 
     def plan(self, choose: random.Random) -> Sequence:
         """Plan one sequence."""
@@ -145,9 +182,7 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
                     favourite = choose.choices(self.sources, self.shares)[0]
                 at = self._add_block(choose, favourite, at, limit, pieces, words)
         targets = emit(words, delay, self.n_tokens)
-        inputs = np.full(self.n_tokens, PAD, np.int64)
-        inputs[0] = BOS
-        inputs[LEFT_PAD + delay + 1 :] = targets[LEFT_PAD + delay : -1]
+        inputs = previous(targets, delay)
         ctc = [token for _, ids in words for token in ids]
         gated = choose.random() < 0.2
         return Sequence(pieces, targets, inputs, delay, limit if n_silent else n_slots * TOKEN_SAMPLES, gated, ctc)
@@ -219,11 +254,16 @@ class SequencePlanner(IterableDataset[dict[str, torch.Tensor]]):
             wanted, longest = 1, 40
         else:
             wanted, longest = choose.randint(1, 7), choose.randint(1, 4)
+        before: list[int] = []
         for _ in range(wanted):
-            u = choose.choice(clips)
-            n_words = len(u.words)
-            first = choose.randint(0, max(0, n_words - 2)) if choose.random() < 0.8 else 0
+            for _ in range(SPLICE_TRIES if before and self.texts and source not in SHORT_SOURCES else 1):
+                u = choose.choice(clips)
+                n_words = len(u.words)
+                first = choose.randint(0, max(0, n_words - 2)) if choose.random() < 0.8 else 0
+                if self.texts and self.texts.follow(before, u.words[first][2]):
+                    break
             last = min(n_words, first + choose.randint(1, longest))
+            before = u.words[last - 1][2]
             runs.append((u, first, last, *self._cut(choose, u, first, last)))
         return runs
 

@@ -9,7 +9,8 @@ mean of that average over the last part of the run.
 
 The loss: cross entropy of the owed tokens (padding weighs 0.6) + 1e-4 z-loss + 0.3 phonemes of a middle layer
 (synthetic speech only) + 0.3 CTC over word pieces + the squared distance from the teacher's features, if there is one
-+ the disagreement of two augmentations of the same speech about words and spelling.
++ the disagreement of two augmentations of the same speech about words and spelling + 0.15 cross entropy of the pieces of texts
+that are read without hearing anything.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .augment import corrupt_inputs, degrade, fetch_audio, views, warp_and_mask
+from .augment import black_out, corrupt_inputs, degrade, fetch_audio, views, warp_and_mask
 from .bank import SAMPLE_RATE, Bank, load_recorded
 from .export import read_checkpoint, read_state, save_state, widen
 from .network import (
@@ -40,15 +41,17 @@ from .network import (
     window_mask,
 )
 from .optimizer import Muon
+from .reading import Texts
 from .ring import Ring
 from .targets import SequencePlanner
 from .teacher import HOP, Teacher
-from .text import WordPieces
+from .text import WordPieces, read_rows
 
 EMA_DECAY = 0.998
 LATE = 0.6  # share of the run after which the mean of the last part begins
 TEACHER_DECAY = 0.7  # share of the teacher's weight that is gone at the end of the run
 EASE_FROM, EASE_OVER = 0.66, 0.1  # share of the run after which the augmentation gets lighter, and how long that takes
+READING_WEIGHT = 0.15
 MOST_DEVIATION = 4.0  # the teacher's features are cut at so many standard deviations
 
 
@@ -120,12 +123,19 @@ class Trainer:
             if weight.dim() == 2 and not name.startswith("aux.") and "tok_emb" not in name and "ada" not in name
         ]
         chosen = {id(weight) for weight in matrices}
-        self.others = [weight for _, weight in named if id(weight) not in chosen]
+        heads = [weight for name, weight in named if name.startswith("aux.")]
+        body = [weight for name, weight in named if id(weight) not in chosen and not name.startswith("aux.")]
+        self.others = [*heads, *body]
         self.muon = Muon(matrices, compile_update=cuda)
-        self.adam = torch.optim.AdamW(self.others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=cuda)
+        self.adam = torch.optim.AdamW(
+            [{"params": heads}, {"params": body}], lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=cuda
+        )
         self.weights = [weight for _, weight in named]
         self.bank = Bank(int(options.bank_hours * 3600 * 16000), self.device, teacher)
         self.ring: Ring | None = None
+        self.texts: Texts | None = None
+        if options.texts:
+            self.texts = Texts((row[1] for path in options.texts for row in read_rows(path)), self.pieces)
         self.teacher_weight = options.teacher_weight
         self.ease = 0.0
         self.feature_mean = torch.zeros(config.teacher_dim, device=self.device)
@@ -183,6 +193,7 @@ class Trainer:
             batch_size=options.batch_size,
             n_tokens=options.n_tokens,
             seed=options.seed + self.rank,
+            texts=self.texts,
         )
         loader = DataLoader(
             planner,
@@ -201,26 +212,30 @@ class Trainer:
     @torch.no_grad()
     def prepare(self, batch: dict[str, Tensor]) -> None:
         """Add features, labels and spoiled inputs to a batch of plans; every plan becomes one row for each view."""
-        batch |= views(batch, self.options.views)
+        reading = {name: batch.pop(name) for name in list(batch) if name.startswith("read_")}
+        batch |= views(batch, self.options.views) | reading
         fetched = fetch_audio(batch, self.bank, self.options.n_tokens)
         audio = degrade(fetched.samples, fetched.speech, batch, self.ease)
         features = self.mel(F.pad(audio, (LEFT_PAD * TOKEN_SAMPLES, 0)))
         batch["features"] = warp_and_mask(features, fetched.warp, 8 * LEFT_PAD, self.ease)
         batch["labels"], batch["taught"], batch["lesson"] = fetched.phonemes, fetched.taught, fetched.features
         batch["spoiled"] = corrupt_inputs(batch["inputs"], batch["delay"], self.network.c.vocab)
+        batch["heard"] = black_out(len(audio), self.options.n_tokens, self.device)
         batch["keep"] = (torch.rand(len(audio), device=self.device) > 0.04).float()  # rows that see previous tokens
 
     def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the loss to minimise, and its parts: cross entropy, phoneme loss, CTC loss, distance from the teacher,
-        disagreement of the views, accuracy of text tokens."""
+        disagreement of the views, cross entropy of reading, accuracy of text tokens."""
         network, targets = self.network, batch["targets"]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             audio_embeds, last, middle = network.encoder(batch["features"], self.encoder_attention)
             text = network.decoder.tok_embeddings(batch["spoiled"]).to(audio_embeds.dtype)
             text = text * batch["keep"][:, None, None].to(text.dtype)
-            t_cond = network.delay_vector(batch["delay"])
-            h = network.decoder(audio_embeds + text, self.decoder_attention, t_cond)
-            logits = network.decoder.logits(h).float()
+            text = text + audio_embeds * batch["heard"][..., None].to(text.dtype)
+            read = network.decoder.tok_embeddings(batch["read_inputs"]).to(text.dtype)
+            t_cond = network.delay_vector(torch.cat((batch["delay"], batch["read_delay"])))
+            h = network.decoder(torch.cat((text, read)), self.decoder_attention, t_cond)
+            logits, read_logits = network.decoder.logits(h).float().split((len(text), len(read)))
             heard = network.aux.phonemes(network.aux.norm(middle[:, 4 * LEFT_PAD :])).float()
             pairs = last[:, 4 * LEFT_PAD :].reshape(len(last), -1, 2 * network.c.dim)  # 25 Hz
             spelled = network.aux.ctc(pairs).float().log_softmax(-1)
@@ -241,6 +256,11 @@ class Trainer:
             zero_infinity=True,
         ) / batch["n_ctc"].sum().clamp_min(1)
         distance = self.distance(foretold, batch["lesson"], batch["taught"])
+        owed = batch["read_targets"]
+        owed = torch.where(owed >= 64, owed, -100)  # when a word is spoken cannot be read
+        reading = torch.zeros((), device=self.device)
+        if len(read):
+            reading = F.cross_entropy(read_logits.flatten(0, 1), owed.flatten(), ignore_index=-100)
         disagreement = torch.zeros((), device=self.device)
         if self.options.views == 2:
             words = (divergence(logits - norm[..., None]) * weight.chunk(2)[0]).sum() / weight.chunk(2)[0].sum()
@@ -249,8 +269,8 @@ class Trainer:
         is_text = targets >= 64
         accuracy = ((logits.argmax(-1) == targets) & is_text).sum() / is_text.sum().clamp_min(1)
         loss = cross_entropy + 0.3 * torch.nan_to_num(phonemes) + 0.3 * ctc + self.teacher_weight * distance
-        parts = torch.stack([cross_entropy, phonemes, ctc, distance, disagreement, accuracy]).detach()
-        return loss + disagreement, parts
+        parts = torch.stack([cross_entropy, phonemes, ctc, distance, disagreement, reading, accuracy]).detach()
+        return loss + disagreement + READING_WEIGHT * reading, parts
 
     def distance(self, foretold: Tensor, lesson: Tensor, taught: Tensor) -> Tensor:
         """Return the mean squared distance from the teacher's features, each dimension at unit variance."""
@@ -259,8 +279,8 @@ class Trainer:
         wanted = ((lesson.float() - self.feature_mean) / self.feature_std).clamp(-MOST_DEVIATION, MOST_DEVIATION)
         return ((foretold - wanted).square().mean(-1) * taught).sum() / taught.sum().clamp_min(1)
 
-    def step(self, batch: dict[str, Tensor], learning_rate: float) -> Tensor:
-        """Take one optimiser step; return the parts of the loss and the gradient norm."""
+    def step(self, batch: dict[str, Tensor], learning_rate: float, *, heads_alone: bool = False) -> Tensor:
+        """Take one optimiser step, of the auxiliary heads alone if so; return the parts of the loss and the gradient norm."""
         loss, parts = self.losses(batch)
         loss.backward()
         if self.n_ranks > 1:
@@ -273,9 +293,10 @@ class Trainer:
                 [share.view_as(weight) for share, weight in zip(shares, self.weights, strict=True)],
             )
         norm = torch.nn.utils.clip_grad_norm_(self.others, 1.0, foreach=True)
-        for group in self.adam.param_groups:
-            group["lr"] = learning_rate * 0.5
-        self.muon.step(learning_rate)
+        heads, body = self.adam.param_groups
+        heads["lr"], body["lr"] = learning_rate * 0.5, 0.0 if heads_alone else learning_rate * 0.5
+        if not heads_alone:
+            self.muon.step(learning_rate)
         self.adam.step()
         for weight in self.weights:
             weight.grad = None
@@ -284,12 +305,17 @@ class Trainer:
     def compile(self) -> None:
         """Run a step on noise at rate zero, so that compilation overlaps with synthesis."""
         B, L = self.options.batch_size * self.options.views, self.options.n_tokens
+        n_read = self.options.batch_size if self.texts else 0
         batch = {
             "features": torch.randn(B, 128, 8 * L, device=self.device),
             "spoiled": torch.full((B, L), PAD, device=self.device),
             "targets": torch.full((B, L), PAD, device=self.device),
             "delay": torch.full((B,), 6.0, device=self.device),
             "keep": torch.ones(B, device=self.device),
+            "heard": torch.ones(B, L, device=self.device),
+            "read_inputs": torch.full((n_read, L), PAD, device=self.device),
+            "read_targets": torch.full((n_read, L), 64, device=self.device),
+            "read_delay": torch.full((n_read,), 6.0, device=self.device),
             "labels": torch.zeros(B, 4 * (L - LEFT_PAD), dtype=torch.long, device=self.device),
             "lesson": torch.zeros(B, 4 * (L - LEFT_PAD), self.bank.features.shape[1], device=self.device).half(),
             "taught": torch.ones(B, 4 * (L - LEFT_PAD), dtype=torch.bool, device=self.device),
@@ -311,7 +337,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the clock says stop."""
-        options, totals, n_totals, step = self.options, torch.zeros(7, device=self.device), 0, 0
+        options, totals, n_totals, step = self.options, torch.zeros(8, device=self.device), 0, 0
         progress, since, last_save = 0.0, time.time(), time.time()
         averaged, late = list(self.average.parameters()), list(self.late.parameters())
         self.network.train()
@@ -322,10 +348,12 @@ class Trainer:
                 progress = self.agree_on_progress()
                 if progress >= 1 or (options.steps and step >= options.steps):
                     break
-            learning_rate = options.learning_rate * min(1.0, (step + 1) / options.warm_up) * (1 - progress)
+            heads_alone = step < options.heads_alone
+            ramp = 1.0 if heads_alone else min(1.0, (step + 1 - options.heads_alone) / options.warm_up)
+            learning_rate = options.learning_rate * ramp * (1 - progress)
             self.teacher_weight = options.teacher_weight * (1 - TEACHER_DECAY * progress)
             self.ease = options.ease * min(1.0, max(0.0, (progress - EASE_FROM) / EASE_OVER))
-            totals += self.step(batch, learning_rate)
+            totals += self.step(batch, learning_rate, heads_alone=heads_alone)
             n_totals += 1
             step += 1
             decay = min(EMA_DECAY, step / (step + 20))
@@ -335,11 +363,11 @@ class Trainer:
                     self.n_late += 1
                     torch._foreach_lerp_(late, averaged, 1 / self.n_late)
             if step % options.log_steps == 0:
-                ce, phonemes, ctc, distance, disagreement, accuracy, norm = (totals / n_totals).tolist()
+                ce, phonemes, ctc, distance, disagreement, reading, accuracy, norm = (totals / n_totals).tolist()
                 speed = (time.time() - since) / n_totals * 1000
                 self.log(
                     f"step {step} ce {ce:.3f} phonemes {phonemes:.3f} ctc {ctc:.3f} teacher {distance:.3f} "
-                    f"views {disagreement:.3f} accuracy {accuracy:.3f} norm {norm:.2f} "
+                    f"views {disagreement:.3f} reading {reading:.3f} accuracy {accuracy:.3f} norm {norm:.2f} "
                     f"rate {learning_rate:.2e} {speed:.1f} ms/step, {self.hours_spoken():.0f} h spoken"
                 )
                 totals.zero_()
@@ -364,6 +392,7 @@ def main() -> None:
     parser.add_argument("--synthetic", type=Path, required=True, help="folder the synthesiser writes to")
     parser.add_argument("--recorded", type=Path, required=True, help="folder of index.tsv, Opus files, words.json")
     parser.add_argument("--lists", nargs="*", default=[], help="lists in --recorded to train on")
+    parser.add_argument("--texts", type=Path, nargs="*", default=[], help=".tsv.xz of source and text, to read")
     parser.add_argument("--teacher", type=Path, help="Whisper's encoder (.safetensors), for its features")
     parser.add_argument("--teacher-weight", type=float, default=0.5)
     parser.add_argument("--pieces", type=Path, required=True, help="BPE merges")
@@ -374,6 +403,12 @@ def main() -> None:
     parser.add_argument("--begin", type=float, required=True, help="Unix time at which training starts")
     parser.add_argument("--until", type=float, required=True, help="Unix time at which it ends")
     parser.add_argument("--learning-rate", type=float, default=2.4e-3)
+    parser.add_argument(
+        "--heads-alone",
+        type=int,
+        default=0,
+        help="steps in which the auxiliary heads learn alone: a checkpoint has none, and what fresh ones send back harms it",
+    )
     parser.add_argument("--warm-up", type=int, default=150)
     parser.add_argument(
         "--ease", type=float, default=0.0, help="0 to 1: how much lighter the augmentation gets at the end"
