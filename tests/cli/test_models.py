@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from tests.cli.process import Result, environment, run
 from tests.random_checkpoints import (
@@ -245,12 +246,48 @@ def test_the_command_in_a_process(sources: dict[str, Path], tmp_path: Path) -> N
     assert heard.events[0]["model"] == "target"
 
 
+def test_mixed_precision(tmp_path: Path) -> None:
+    """The embedding, the adapter and the decoder's attention at 8 bits, as the configuration says, and nearer."""
+    plain = tmp_path / "plain"
+    assert command("tiny", plain, "--dtype", "f32") == EX_OK  # dequantizes
+    weights = dict(tree_flatten(build_network(read_checkpoint(plain)).parameters()))
+    errors = {}
+    for name, arguments in (("even", []), ("mixed", ["--mixed"])):
+        target = tmp_path / name
+        assert command(plain, target, "--bits", "4", *arguments) == EX_OK
+        network = build_network(read_checkpoint(target), dequantize=False)
+        assert network.encoder.layers[0].attention.q_proj.bits == network.decoder.layers[0].mlp.up_proj.bits == 4
+        sensitive = [network.decoder.embed_tokens, network.encoder.adapter.linear_1]
+        sensitive += [layer.attention.q_proj for layer in network.decoder.layers]
+        assert {module.bits for module in sensitive} == {8 if arguments else 4}
+        rounded = dict(tree_flatten(build_network(read_checkpoint(target), dequantize=True).parameters()))
+        errors[name] = {k: float(mx.abs(rounded[k] - weights[k]).max()) for k in weights}
+    quantization = config_in(tmp_path / "mixed")["quantization"]
+    single = {name for name, value in quantization.items() if isinstance(value, dict)}
+    assert quantization["bits"] == 4
+    assert {quantization[name]["bits"] for name in single} == {8}
+    assert {name for name in single if "attention" not in name} == {
+        "decoder.tok_embeddings",
+        "encoder.audio_language_projection_0",
+        "encoder.audio_language_projection_2",
+    }
+    assert len(single) == 3 + 4 * 4
+    better = {name for name in weights if errors["mixed"][name] < errors["even"][name] / 4}
+    assert len(better) == len(single)
+    assert all(errors["mixed"][name] == errors["even"][name] for name in weights.keys() - better)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "status"),
     [
         (["{source}"], "Missing argument 'DST'. (see voxpipe convert --help)", EX_USAGE),
         (["{source}", "{tmp}/x", "--bits", "5"], None, EX_USAGE),
         (["{source}", "{tmp}/x", "--group-size", "48"], None, EX_USAGE),
+        (
+            ["{source}", "{tmp}/x", "--mixed"],
+            "mixed precision needs the bits of the rest; add --bits 4 or --bits 6",
+            EX_USAGE,
+        ),
         (["{source}", "{tmp}/x", "--dtype", "f64"], None, EX_USAGE),
         (
             ["/no/such/model", "{tmp}/x"],

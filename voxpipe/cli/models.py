@@ -145,13 +145,14 @@ def _size(n_bytes: int) -> str:
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @click.option("--bits", type=click.Choice(["4", "6", "8"]), help="Quantize the weights to so many bits.")
+@click.option("--mixed", is_flag=True, help="8 bits for the embedding, the adapter and the decoder's attention.")
 @click.option(
     "--group-size", type=click.Choice(["32", "64", "128"]), default="64", show_default=True, help="Weights per scale."
 )
 @click.option(
     "--dtype", type=click.Choice(["bf16", "fp16", "f32"]), help="Of what is not quantized. [default: as in SRC]"
 )
-def convert(source: str, target: Path, bits: str | None, group_size: str, dtype: str | None) -> None:
+def convert(source: str, target: Path, bits: str | None, mixed: bool, group_size: str, dtype: str | None) -> None:
     """Write the model SRC (a name or a directory, in any layout) to the new directory DST in the mlx-audio layout."""
     from voxpipe.checkpoints.convert import convert as convert_checkpoint
     from voxpipe.checkpoints.hub import resolve
@@ -162,6 +163,7 @@ def convert(source: str, target: Path, bits: str | None, group_size: str, dtype:
         target,
         bits=None if bits is None else int(bits),
         group_size=int(group_size),
+        mixed=mixed,
         dtype=None if dtype is None else DTYPES[dtype],
     )
     click.echo(target)
