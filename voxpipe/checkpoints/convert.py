@@ -22,7 +22,7 @@ from voxpipe.errors import OutputError, UsageError
 from voxpipe.model.voxtral import VoxtralRealtime
 
 BITS = (4, 6, 8)
-# 7 % of `tiny`'s weights; at 6 bits they do half of the harm that 6 bits do
+# 8 % of `tiny`'s weights, which do half of the harm that 6 bits do
 SENSITIVE = re.compile(r"^decoder\.embed_tokens|^encoder\.adapter|^decoder\.layers\.\d+\.attention")
 SHARD_BYTES = 4 << 30
 

@@ -58,7 +58,7 @@ def read_stored(directory: Path) -> Network:
         stem = name.removesuffix(".weight")
         if weight.dtype == mx.uint32:
             scales, biases = (stored[f"{stem}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
-            rule = config["quantization"]
+            rule = config["quantization"] | config["quantization"].get(stem, {})
             weight = mx.dequantize(weight, scales, biases, group_size=rule["group_size"], bits=rule["bits"])
         tensors[name] = torch.from_numpy(np.array(weight.astype(mx.float32)))
     network = Network(read_config(config))

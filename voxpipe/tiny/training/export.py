@@ -255,7 +255,7 @@ def main() -> None:
     if options.state:
         save_state(options.state, network, {})
     n_weights = sum(weight.numel() for name, weight in network.named_parameters() if not name.startswith("aux."))
-    print(f"{n_weights} weights, {n_weights * 8.5 / 8e6:.1f} MB at 8 bits")
+    print(f"{n_weights} weights, {n_weights * 8.5 / 8e6:.1f} MB at 8 bits, {n_weights * 6.5 / 8e6:.1f} MB at 6")
 
 
 if __name__ == "__main__":

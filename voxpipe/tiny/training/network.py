@@ -26,7 +26,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass
 class NetworkConfig:
-    """Sizes of the network. The defaults give 14.3 M parameters, 15.6 MB at 8 bits."""
+    """Sizes of the network. The defaults give 14.3 M parameters; with a decoder of `dec_ffn` 2048, 18.3 M."""
 
     dim: int = 256
     enc_layers: int = 12
