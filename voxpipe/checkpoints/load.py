@@ -157,8 +157,8 @@ def assemble_network(
     return network
 
 
-def quantization_of(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """(bits, group size) of its quantized weights, by their shapes; None if there are none, the smallest if they differ."""
+def quantization_of(checkpoint: Checkpoint) -> tuple[int, int, int] | None:
+    """The fewest and the most bits of its quantized weights and the smallest group size, by their shapes; None without any."""
     network = VoxtralRealtime(checkpoint.config)
     found = []
     for path, module in network.named_modules():
@@ -167,7 +167,10 @@ def quantization_of(checkpoint: Checkpoint) -> tuple[int, int] | None:
         if weight is not None and scales is not None and biases is not None:
             quantization = _quantization(module, weight, scales, biases)
             found += [quantization] if quantization else []
-    return min(found, default=None)
+    if not found:
+        return None
+    bits, group_sizes = zip(*found, strict=True)
+    return min(bits), max(bits), min(group_sizes)
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -22,7 +22,7 @@ class Facts:
     Attributes:
         layout: whose names and arrangement its tensors have.
         dtype: of what is not quantized.
-        bits, group_size: of what is; None in a plain checkpoint.
+        bits, most_bits, group_size: of what is, which can differ from module to module; None in a plain checkpoint.
         n_parameters: weights of the network, each counted once, however it is stored.
         vocabulary: entries of the embedding.
         delay_ms: the default.
@@ -35,6 +35,7 @@ class Facts:
     layout: str
     dtype: str
     bits: int | None
+    most_bits: int | None
     group_size: int | None
     n_parameters: int
     vocabulary: int
@@ -63,13 +64,14 @@ def probe(directory: Path) -> Facts:
     memory = dict(tree_flatten(network.parameters()))
     plain = dict(tree_flatten(assemble_network(checkpoint, dequantize=True).parameters()))
     config = checkpoint.config
-    quantization = quantization_of(checkpoint)
+    bits, most_bits, group_size = quantization_of(checkpoint) or (None, None, None)
     return Facts(
         directory=directory,
         layout=checkpoint.layout.name,
         dtype=_name(checkpoint.dtype),
-        bits=quantization[0] if quantization else None,
-        group_size=quantization[1] if quantization else None,
+        bits=bits,
+        most_bits=most_bits,
+        group_size=group_size,
         n_parameters=sum(tensor.size for tensor in plain.values()),
         vocabulary=config.decoder.vocab_size,
         delay_ms=config.transcription_delay_ms,

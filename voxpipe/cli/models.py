@@ -95,7 +95,8 @@ def info(model: str, as_json: bool) -> int:
         checked = {"hashes": n_hashes, "damaged": [path.name for path in damaged]}
         click.echo(json.dumps({"name": choice.name, **facts.as_json(), **checked}, indent=2))
         return EX_CONFIG if damaged else EX_OK
-    quantized = f"{facts.bits} bits in groups of {facts.group_size}; the rest " if facts.bits else ""
+    bits = f"{facts.bits}" if facts.bits == facts.most_bits else f"{facts.bits} to {facts.most_bits}"
+    quantized = f"{bits} bits in groups of {facts.group_size}; the rest " if facts.bits else ""
     hashes = f"those of {n_hashes} files agree" if n_hashes else "none was published with it"
     if damaged:
         hashes = f"{', '.join(path.name for path in damaged)} damaged; mend it with: voxpipe pull {choice.name}"
