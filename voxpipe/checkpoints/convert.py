@@ -80,8 +80,10 @@ def quantize(network: VoxtralRealtime, *, bits: int, group_size: int = 64, mixed
     said: dict[str, Any] = {"group_size": group_size, "bits": bits, "mode": "affine"}
 
     def how(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if not is_quantized(path, module) or not mixed or not SENSITIVE.search(path):
-            return is_quantized(path, module)
+        if not is_quantized(path, module):
+            return False
+        if not (mixed and SENSITIVE.search(path)):
+            return True
         more = {"group_size": group_size, "bits": max(BITS)}
         said[MLX_AUDIO.their_name(f"{path}.weight").removesuffix(".weight")] = more
         return more

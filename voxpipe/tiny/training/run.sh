@@ -3,8 +3,8 @@
 #
 #   run.sh KOKORO RUN INITIAL SECONDS [DELAY [options of train]]
 #
-# KOKORO is the synthesiser's pack. RUN holds sentences.tsv.xz, reading.tsv.xz, whisper.safetensors and recorded/ (index.tsv, .opus and .words.json
-# of the lists), and gets logs and states. INITIAL is a state or a checkpoint folder. Training begins DELAY
+# KOKORO is the synthesiser's pack. RUN holds sentences.tsv.xz, reading.tsv.xz, whisper.safetensors and recorded/ (index.tsv, .opus
+# and .words.json of the lists), and gets logs and states. INITIAL is a state or a checkpoint folder. Training begins DELAY
 # seconds from now (100: what loading and compiling takes) and ends SECONDS after that. The first SPEAKERS devices (1) speak all
 # the time, half of it retold (`mosaic`), the others train; until training begins they speak too. With SPEAKERS=0 all of
 # them do both in turn, and without a device to spare nobody watches. Copy RUN/out away as its states appear: they are all that is
